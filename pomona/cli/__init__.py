@@ -1,0 +1,1 @@
+"""Floor 9: what the user types."""

@@ -1,0 +1,1 @@
+"""Floor 7: to and from the formats of the ecosystem."""

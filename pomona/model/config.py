@@ -1,0 +1,66 @@
+"""What a decoder is (`Architecture`) and how it is run (`Execution`). No JAX: the planner reads these too."""
+
+import dataclasses
+from typing import Literal
+
+from pomona.core.errors import UserError
+
+RematPolicy = Literal["none", "dots", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The shape of a decoder: afm-recipe sections 1 and 2 (AFM report, section 3.1)."""
+
+    vocab_size: int
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    rope_base: float = 500_000.0
+    norm_epsilon: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a decoder is computed; none of it changes what is computed, beyond rounding."""
+
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto: bfloat16 on TPU and GPU; float32 on CPU, whose matmuls are slower in bfloat16."""
+    attention: Literal["auto", "reference", "blocked", "splash", "cudnn"] = "auto"
+    """auto: splash on TPU, cuDNN on GPU, blocked on CPU."""
+    layers: Literal["auto", "scanned", "unrolled"] = "auto"
+    """auto: unrolled on CPU, where a scan copies its weights; scanned elsewhere, which compiles once."""
+    remat: RematPolicy = "none"
+    """What the backward pass recomputes: nothing, all but the matmuls, or each whole layer."""
+    loss_chunk_tokens: int = 1024
+    """Tokens per device whose logits exist at one time."""
+
+
+def check_architecture(architecture: Architecture) -> None:
+    """Raises `UserError` for a shape that no decoder has."""
+    for name in ("vocab_size", "model_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim"):
+        if getattr(architecture, name) < 1:
+            raise UserError(
+                f"architecture.{name} is {getattr(architecture, name)}.",
+                "every size of a decoder is at least 1.",
+                f"--architecture.{name.replace('_', '-')} N",
+            )
+    if architecture.num_heads % architecture.num_kv_heads:
+        raise UserError(
+            f"{architecture.num_heads} query heads over {architecture.num_kv_heads} key-value heads.",
+            "grouped-query attention needs a whole number of query heads per key-value head.",
+            f"--architecture.num-kv-heads {_largest_divisor(architecture.num_heads, architecture.num_kv_heads)}",
+        )
+    if architecture.head_dim % 2:
+        raise UserError(
+            f"architecture.head_dim is {architecture.head_dim}.",
+            "rotary positions turn pairs of numbers, so a head is even.",
+            f"--architecture.head-dim {architecture.head_dim + 1}",
+        )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)

@@ -1,0 +1,193 @@
+"""The decoder of the AFM report, section 3.1: one definition for training, generation, export and planning.
+
+Pre-norm RMSNorm, grouped-query attention with an RMSNorm on every query and key head before rotary positions,
+SwiGLU, tied embedding, no biases. Shapes: B batch, T tokens, D model, N query heads, K key-value heads, H head,
+F feed-forward, V vocabulary, L layers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from pomona.model.config import Architecture, Execution
+from pomona.model.spec import Spec, map_specs
+from pomona.ops.norm import rms_norm
+from pomona.ops.rope import rope
+from pomona.parallel import rules
+
+P = TypeVar("P")  # the kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ...
+
+
+def _tree(kind: type) -> type:
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(kind))
+
+
+@_tree
+class Attention(Generic[P]):
+    """Weights of one attention block; the first dimension of each is the layer."""
+
+    query: P  # L D N H
+    key: P  # L D K H
+    value: P  # L D K H
+    output: P  # L N H D
+    query_norm: P  # L H
+    key_norm: P  # L H
+
+
+@_tree
+class FeedForward(Generic[P]):
+    """Weights of one SwiGLU block."""
+
+    gate: P  # L D F
+    up: P  # L D F
+    down: P  # L F D
+
+
+@_tree
+class Layer(Generic[P]):
+    """Weights of one decoder layer, stacked over layers."""
+
+    attention_norm: P  # L D
+    attention: Attention[P]
+    ffn_norm: P  # L D
+    ffn: FeedForward[P]
+
+
+@_tree
+class Decoder(Generic[P]):
+    """All weights. `embedding` is both the input table and the output layer."""
+
+    embedding: P  # V D
+    layers: Layer[P]
+    final_norm: P  # D
+
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+"""(q_BTNH, k_BTKH, v_BTKH, this layer's state) -> (out_BTNH, this layer's new state)."""
+
+
+def parameter_specs(architecture: Architecture) -> Decoder[Spec]:
+    """The parameters of a decoder as `Spec`s: nothing is allocated."""
+    a, L = architecture, architecture.num_layers
+    D, N, K, H, F = a.model_dim, a.num_heads, a.num_kv_heads, a.head_dim, a.ffn_dim
+
+    def linear(axes: tuple[str, ...], *shape: int, fan: int) -> Spec:
+        return Spec((L, *shape), ("layers", *axes), "linear", fan)
+
+    def norm(width: int, axis: str) -> Spec:
+        return Spec((L, width), ("layers", axis), "norm")
+
+    return Decoder(
+        embedding=Spec((a.vocab_size, D), ("vocab", "model"), "embedding", fan=D),
+        layers=Layer(
+            attention_norm=norm(D, "model"),
+            attention=Attention(
+                query=linear(("model", "heads", "head_dim"), D, N, H, fan=D),
+                key=linear(("model", "kv_heads", "head_dim"), D, K, H, fan=D),
+                value=linear(("model", "kv_heads", "head_dim"), D, K, H, fan=D),
+                output=linear(("heads", "head_dim", "model"), N, H, D, fan=N * H),
+                query_norm=norm(H, "head_dim"),
+                key_norm=norm(H, "head_dim"),
+            ),
+            ffn_norm=norm(D, "model"),
+            ffn=FeedForward(
+                gate=linear(("model", "ffn"), D, F, fan=D),
+                up=linear(("model", "ffn"), D, F, fan=D),
+                down=linear(("ffn", "model"), F, D, fan=F),
+            ),
+        ),
+        final_norm=Spec((D,), ("model",), "norm"),
+    )
+
+
+def embed(params: Decoder, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
+    """The input vectors of tokens, x_BTD; every device looks up its own part of the vocabulary."""
+    table_VD = rules.gather(params.embedding, ("vocab", "model"), dtype)
+
+    def look_up(tokens_BT: jax.Array, table_VD: jax.Array) -> jax.Array:
+        local_BT = tokens_BT - rules.shard_index("vocab") * table_VD.shape[0]
+        mine_BT1 = ((local_BT >= 0) & (local_BT < table_VD.shape[0]))[..., None]
+        found_BTD = table_VD.at[local_BT].get(mode="clip")
+        return rules.sum_over(jnp.where(mine_BT1, found_BTD, 0), "vocab")
+
+    specs = [("batch", "tokens"), ("vocab", None)]
+    return rules.on_shards(look_up, specs, ("batch", "tokens", None))(tokens_BT, table_VD)
+
+
+def run_layers(
+    params: Decoder,
+    x_BTD: jax.Array,
+    positions_BT: jax.Array,
+    attend: Attend,
+    state: Any,
+    architecture: Architecture,
+    execution: Execution,
+    rope_base: float,
+) -> tuple[jax.Array, Any]:
+    """All layers and the final norm. `state` (a tree stacked over layers, or None) is handed to `attend` by layer.
+
+    Returns:
+        hidden_BTD after the final norm, and the new state.
+    """
+    body = partial(
+        layer, positions_BT=positions_BT, attend=attend, architecture=architecture, rope_base=rope_base
+    )
+    if execution.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
+        body = jax.checkpoint(body, policy=policy)
+    if execution.layers == "scanned":
+        x_BTD, state = jax.lax.scan(lambda x, xs: body(x, *xs), x_BTD, (params.layers, state))
+    else:
+        states = []
+        for weights, layer_state in zip(_unstack(params.layers), _unstack(state, architecture.num_layers)):
+            x_BTD, layer_state = body(x_BTD, weights, layer_state)
+            states.append(layer_state)
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    final_norm_D = rules.gather(params.final_norm, ("model",), x_BTD.dtype)
+    return rms_norm(x_BTD, final_norm_D, architecture.norm_epsilon), state
+
+
+def layer(
+    x_BTD: jax.Array,
+    weights: Layer,
+    state: Any,
+    *,
+    positions_BT: jax.Array,
+    attend: Attend,
+    architecture: Architecture,
+    rope_base: float,
+) -> tuple[jax.Array, Any]:
+    """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
+    w = map_specs(
+        lambda spec, weight: rules.gather(weight, spec.axes[1:], x_BTD.dtype),
+        parameter_specs(architecture).layers,
+        weights,
+    )
+    epsilon, residual = architecture.norm_epsilon, ("batch", "tokens", None)
+
+    h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
+    q_BTNH = jnp.einsum("btd,dnh->btnh", h_BTD, w.attention.query)
+    k_BTKH = jnp.einsum("btd,dkh->btkh", h_BTD, w.attention.key)
+    v_BTKH = jnp.einsum("btd,dkh->btkh", h_BTD, w.attention.value)
+    q_BTNH = rope(rms_norm(q_BTNH, w.attention.query_norm, epsilon), positions_BT, rope_base)
+    k_BTKH = rope(rms_norm(k_BTKH, w.attention.key_norm, epsilon), positions_BT, rope_base)
+    out_BTNH, state = attend(q_BTNH, k_BTKH, v_BTKH, state)
+    x_BTD = x_BTD + rules.project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
+
+    h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
+    gate_BTF = jnp.einsum("btd,df->btf", h_BTD, w.ffn.gate)
+    up_BTF = jnp.einsum("btd,df->btf", h_BTD, w.ffn.up)
+    return x_BTD + rules.project("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, residual), state
+
+
+def _unstack(stacked: Any, count: int | None = None) -> list[Any]:
+    """One tree per layer. `split` rather than indexing: its transpose is one concatenation, not L padded sums."""
+    leaves, structure = jax.tree.flatten(stacked)
+    if not leaves:
+        return [stacked] * (count or 0)
+    columns = [[p.squeeze(0) for p in jax.lax.split(x, (1,) * x.shape[0], axis=0)] for x in leaves]
+    return [jax.tree.unflatten(structure, list(parts)) for parts in zip(*columns)]

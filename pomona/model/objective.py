@@ -1,0 +1,90 @@
+"""From parameters and a batch to the quantities every objective is made of.
+
+Shapes: B batch, T tokens, D model, V vocabulary, N query heads, K key-value heads, H head.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pomona.model.config import Architecture, Execution
+from pomona.model.decoder import Decoder, embed, run_layers
+from pomona.ops.attention import attention
+from pomona.ops.cross_entropy import cross_entropy
+from pomona.parallel import rules
+
+Z_LOSS = 1e-6
+"""Weight of the squared log-normaliser (AFM report, section 3.1)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenBatch:
+    """Packed records on the device; every field is int32 [B, T]."""
+
+    tokens: jax.Array
+    targets: jax.Array
+    segments: jax.Array  # 0 is padding; documents of a record are 1, 2, ...
+    positions: jax.Array  # restart at 0 in every document
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossSums:
+    """Sums over the target tokens of a batch, float32 scalars, so that shards and micro-batches add up."""
+
+    nll: jax.Array  # nats
+    z_loss: jax.Array  # already weighted
+    tokens: jax.Array
+
+
+def hidden_states(
+    params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
+) -> jax.Array:
+    """hidden_BTD after the final norm, in the compute dtype."""
+
+    def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
+        # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
+        local = lambda q, k, v, sq, sk: attention(  # noqa: E731
+            q, k, v, sq, sk, q_offset=rules.shard_offset("tokens", q.shape[1]), implementation=execution.attention
+        )
+        heads, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
+        arguments = [heads, keys, keys, ("batch", "tokens"), ("batch", None)]
+        whole = lambda x, axes: rules.place(x, axes)  # noqa: E731
+        segments = whole(batch.segments, ("batch", None))
+        operands = (q_BTNH, whole(k_BTKH, keys), whole(v_BTKH, keys), batch.segments, segments)
+        return rules.on_shards(local, arguments, heads)(*operands), None
+
+    x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
+    hidden_BTD, _ = run_layers(
+        params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base
+    )
+    return hidden_BTD
+
+
+def next_token_loss(
+    params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
+) -> LossSums:
+    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents."""
+    hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
+    table_VD = rules.gather(params.embedding, ("vocab", "model"), hidden_BTD.dtype)
+
+    def local(hidden_BTD, table_VD, targets_BT, segments_BT):  # noqa: ANN001, ANN202
+        weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
+        axes = rules.manual_axes("vocab")
+        nll, z_loss = cross_entropy(
+            hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+            table_VD,
+            targets_BT.reshape(-1),
+            weights_M,
+            z_loss=Z_LOSS,
+            chunk_tokens=execution.loss_chunk_tokens,
+            vocab_axis=axes[0] if axes else None,
+        )[:2]
+        sums = LossSums(nll, z_loss, jnp.sum(weights_M))
+        return rules.sum_over(rules.sum_over(sums, "batch"), "tokens")
+
+    token_axes = ("batch", "tokens")
+    arguments = [(*token_axes, None), ("vocab", None), token_axes, token_axes]
+    return rules.on_shards(local, arguments, ())(hidden_BTD, table_VD, batch.targets, batch.segments)

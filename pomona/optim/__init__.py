@@ -1,0 +1,1 @@
+"""Floor 3: AdaStar, AdamW and their schedules as optax transformations."""

@@ -1,0 +1,51 @@
+"""How many devices along each mesh axis. No JAX: plans are made without it."""
+
+import dataclasses
+import math
+
+from pomona.core.errors import UserError
+
+AXES = ("data", "fsdp", "seq", "tensor")
+"""Mesh axes from outermost (least communication: it may cross slices) to innermost (most)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1, which takes all devices that are left."""
+
+    data: int = 1
+    """Copies of the model; only gradients cross this axis."""
+    fsdp: int = -1
+    """Shards of parameters and optimizer state, gathered layer by layer."""
+    seq: int = 1
+    """Shards of the sequence."""
+    tensor: int = 1
+    """Shards of heads, feed-forward units and vocabulary."""
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
+    """The size of every axis, -1 resolved.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(
+            f"the mesh {_text(sizes)} is not a mesh.",
+            "every axis is at least 1, and at most one is -1 (all devices that are left).",
+            "--mesh.data 1 --mesh.fsdp -1",
+        )
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if num_devices % fixed or (not free and fixed != num_devices):
+        raise UserError(
+            f"the mesh {_text(sizes)} does not fit {num_devices} device{'s' if num_devices > 1 else ''}.",
+            f"the axes multiply to the number of devices; these fix {fixed}.",
+            f"sizes that divide {num_devices}, for instance --mesh.data 1 --mesh.fsdp -1 --mesh.seq 1 --mesh.tensor 1",
+        )
+    return sizes | {axis: num_devices // fixed for axis in free}
+
+
+def _text(sizes: dict[str, int]) -> str:
+    return "(" + ", ".join(f"{axis} {size}" for axis, size in sizes.items()) + ")"

@@ -1,0 +1,61 @@
+"""The device mesh and the processes that share it."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from pomona.core.errors import UserError
+from pomona.parallel.config import AXES, MeshConfig, mesh_shape
+
+LAUNCHER_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_COORDINATOR_ADDRESS")
+
+
+def start_processes() -> None:
+    """Joins the other processes of this job, if there are any. Call before anything touches a device.
+
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name a job explicitly; under Slurm, Open MPI
+    and multi-slice TPU, JAX finds them itself. One process alone needs nothing.
+
+    Raises:
+        UserError: the variables are incomplete or the coordinator cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        if any(int(os.environ.get(name, "1") or 1) > 1 for name in LAUNCHER_VARIABLES[:2]) or (
+            LAUNCHER_VARIABLES[2] in os.environ
+        ):
+            jax.distributed.initialize()
+        return
+    try:
+        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS is set to {address}, but the job's size or this process's index is not.",
+            "a job of several processes needs all three variables, the last two as whole numbers.",
+            f"JAX_COORDINATOR_ADDRESS={address} JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 pomona train ...",
+        ) from error
+    try:
+        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {index} of {count} could not join the job at {address}: {error}.",
+            "all processes start within five minutes of each other, and process 0 listens at that address.",
+            "check that every process was started with the same address and a different JAX_PROCESS_ID.",
+        ) from error
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all) with explicit axes: a wrong layout is an error while tracing.
+
+    Raises:
+        UserError: the configured sizes do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_shape(config, len(devices))
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
+    )

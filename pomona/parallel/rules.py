@@ -1,0 +1,131 @@
+"""The one table from logical axes to mesh axes, and the few ways the rest of the code uses it.
+
+Model code names what a dimension is (`batch`, `heads`, `vocab`); this table says where it lives. Parameters are kept
+sharded over `fsdp` along `model`, and are gathered along it just before use (`gather`). All functions read the mesh
+set by `jax.set_mesh`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from pomona.core.errors import UserError
+
+TABLE: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "tokens": ("seq",),
+    # parameters
+    "layers": (),
+    "model": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "ffn": ("tensor",),
+}
+
+Axes = Sequence[str | None]
+
+
+def partition(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec:
+    """The `PartitionSpec` of a tensor with these logical axes; mesh axes of size one are left out."""
+    sizes = (mesh or jax.sharding.get_abstract_mesh()).shape
+    places = [tuple(a for a in TABLE[axis] if sizes.get(a, 1) > 1) if axis else () for axis in axes]
+    used = [mesh_axis for place in places for mesh_axis in place]
+    assert len(used) == len(set(used)), f"two dimensions of {tuple(axes)} live on one mesh axis: {used}"
+    return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
+
+
+def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:
+    """Checks that every sharded dimension splits evenly over a mesh with these axis sizes.
+
+    Raises:
+        UserError: it does not; the message names the dimension and the mesh axes.
+    """
+    for length, axis in zip(shape, axes, strict=True):
+        place = TABLE[axis] if axis is not None else ()
+        shards = 1
+        for mesh_axis in place:
+            shards *= sizes[mesh_axis]
+        if length % shards:
+            raise UserError(
+                f"{name} has {length} along {axis!r}, which does not divide over {shards} devices.",
+                f"{axis!r} is sharded over the mesh axes {' and '.join(place)}: "
+                + ", ".join(f"{mesh_axis} {sizes[mesh_axis]}" for mesh_axis in place)
+                + ".",
+                f"--mesh.{place[-1]} N with N a divisor of {length}.",
+            )
+
+
+def sharding(mesh: Mesh | AbstractMesh, axes: Axes) -> NamedSharding:
+    """The `NamedSharding` of a tensor with these logical axes."""
+    return NamedSharding(mesh, partition(axes, mesh))
+
+
+def gather(weight: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+    """A parameter in the compute dtype, whole along `model`: the all-gather of fully sharded data parallelism.
+
+    The cast comes first, so that bfloat16 travels. Its transpose reduces the gradient back to the shards.
+    """
+    weight = weight.astype(dtype)
+    if _one_device():
+        return weight
+    return jax.sharding.reshard(weight, partition([None if axis == "model" else axis for axis in axes]))
+
+
+def place(value: jax.Array, axes: Axes) -> jax.Array:
+    """The same array, laid out along these logical axes."""
+    return value if _one_device() else jax.sharding.reshard(value, partition(axes))
+
+
+def project(subscripts: str, value: jax.Array, weight: jax.Array, axes: Axes) -> jax.Array:
+    """An einsum whose result has these logical axes; a contraction over a sharded axis is summed over it."""
+    if _one_device():
+        return jnp.einsum(subscripts, value, weight)
+    return jnp.einsum(subscripts, value, weight, out_sharding=partition(axes))
+
+
+def on_shards(
+    function: Callable[..., Any], arguments: Sequence[Axes], results: Sequence[Axes] | Axes
+) -> Callable[..., Any]:
+    """Runs `function` on every device's own shards. Where a result lacks an axis, the function has summed over it."""
+    if _one_device():
+        return function
+    nested = bool(results) and not isinstance(results[0], (str, type(None)))
+    outputs = tuple(partition(axes) for axes in results) if nested else partition(results)  # type: ignore[arg-type]
+    return jax.shard_map(
+        function, in_specs=tuple(partition(axes) for axes in arguments), out_specs=outputs, check_vma=False
+    )
+
+
+def sum_over(value: Any, logical_axis: str) -> Any:
+    """Inside `on_shards`: the sum over the devices that share a logical axis."""
+    names = manual_axes(logical_axis)
+    return jax.lax.psum(value, names) if names else value
+
+
+def manual_axes(logical_axis: str) -> tuple[str, ...]:
+    """Inside `on_shards`: the mesh axes behind a logical axis that are larger than one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else tuple(axis for axis in TABLE[logical_axis] if mesh.shape[axis] > 1)
+
+
+def shard_index(logical_axis: str) -> jax.Array | int:
+    """Inside `on_shards`: which shard of a logical axis this device holds; 0 where the axis is whole."""
+    names = manual_axes(logical_axis)
+    return jax.lax.axis_index(names) if names else 0
+
+
+def shard_offset(logical_axis: str, length: int) -> jax.Array | int:
+    """Inside `on_shards`: where this device's shard, `length` long, begins; the plain int 0 where the axis is whole."""
+    index = shard_index(logical_axis)
+    return 0 if isinstance(index, int) else index * length
+
+
+def _one_device() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1

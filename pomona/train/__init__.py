@@ -1,0 +1,1 @@
+"""Floor 4: one loop for every objective."""
