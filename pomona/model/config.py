@@ -39,6 +39,18 @@ class Execution:
     """Tokens per device whose logits exist at one time."""
 
 
+def resolve(execution: Execution, platform: str) -> Execution:
+    """The same choices with every `auto` decided for a platform: `cpu`, `gpu` or `tpu`."""
+    best = {"tpu": ("bfloat16", "splash", "scanned"), "gpu": ("bfloat16", "cudnn", "scanned")}
+    dtype, attention, layers = best.get(platform, ("float32", "blocked", "unrolled"))
+    return dataclasses.replace(
+        execution,
+        compute_dtype=dtype if execution.compute_dtype == "auto" else execution.compute_dtype,
+        attention=attention if execution.attention == "auto" else execution.attention,
+        layers=layers if execution.layers == "auto" else execution.layers,
+    )
+
+
 def check_architecture(architecture: Architecture) -> None:
     """Raises `UserError` for a shape that no decoder has."""
     for name in ("vocab_size", "model_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim"):

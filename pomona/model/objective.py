@@ -34,8 +34,9 @@ class TokenBatch:
 class LossSums:
     """Sums over the target tokens of a batch, float32 scalars, so that shards and micro-batches add up."""
 
+    total: jax.Array  # what is minimised: nll + z
     nll: jax.Array  # nats
-    z_loss: jax.Array  # already weighted
+    z: jax.Array  # the z-loss, weighted
     tokens: jax.Array
 
 
@@ -46,15 +47,21 @@ def hidden_states(
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
         # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
-        local = lambda q, k, v, sq, sk: attention(  # noqa: E731
-            q, k, v, sq, sk, q_offset=rules.shard_offset("tokens", q.shape[1]), implementation=execution.attention
-        )
-        heads, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
-        arguments = [heads, keys, keys, ("batch", "tokens"), ("batch", None)]
-        whole = lambda x, axes: rules.place(x, axes)  # noqa: E731
-        segments = whole(batch.segments, ("batch", None))
-        operands = (q_BTNH, whole(k_BTKH, keys), whole(v_BTKH, keys), batch.segments, segments)
-        return rules.on_shards(local, arguments, heads)(*operands), None
+        def local(q, k, v, q_segments, k_segments):  # noqa: ANN001, ANN202
+            offset = rules.shard_offset("tokens", q.shape[1])
+            return attention(
+                q, k, v, q_segments, k_segments, q_offset=offset, implementation=execution.attention
+            )
+
+        queries, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
+        operands = {
+            queries: [q_BTNH],
+            keys: [rules.place(k_BTKH, keys), rules.place(v_BTKH, keys)],
+            ("batch", "tokens"): [batch.segments],
+            ("batch", None): [rules.place(batch.segments, ("batch", None))],
+        }
+        axes = [axes for axes, values in operands.items() for _ in values]
+        return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
 
     x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
     hidden_BTD, _ = run_layers(
@@ -73,7 +80,7 @@ def next_token_loss(
     def local(hidden_BTD, table_VD, targets_BT, segments_BT):  # noqa: ANN001, ANN202
         weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
-        nll, z_loss = cross_entropy(
+        total, nll, z = cross_entropy(
             hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
             table_VD,
             targets_BT.reshape(-1),
@@ -81,8 +88,8 @@ def next_token_loss(
             z_loss=Z_LOSS,
             chunk_tokens=execution.loss_chunk_tokens,
             vocab_axis=axes[0] if axes else None,
-        )[:2]
-        sums = LossSums(nll, z_loss, jnp.sum(weights_M))
+        )
+        sums = LossSums(total, nll, z, jnp.sum(weights_M))
         return rules.sum_over(rules.sum_over(sums, "batch"), "tokens")
 
     token_axes = ("batch", "tokens")
