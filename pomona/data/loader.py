@@ -1,0 +1,100 @@
+"""Batches as a pure function of (corpus, seed, step), on Grain's random-access datasets.
+
+Shapes: R rows of this process, T tokens of a record.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from pomona.data.pack import Plan
+from pomona.data.token_files import TokenFiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed records; every array is int32 [R, T]."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    segments: np.ndarray  # 0 is padding; documents of a record are 1, 2, ...
+    positions: np.ndarray  # restart at 0 in every document
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The packed records of one source; a random-access source for Grain. An element is int32 [4, T]."""
+
+    files: TokenFiles
+    plan: Plan
+    length: int
+
+    def __len__(self) -> int:
+        return self.plan.num_records
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        record = np.zeros((4, self.length), np.int32)
+        first, last = self.plan.records[index], self.plan.records[index + 1]
+        at = 0
+        for segment, piece in enumerate(range(first, last), start=1):
+            size = int(self.plan.lengths[piece])
+            ids = self.files.read(int(self.plan.starts[piece]), size + 1)
+            record[0, at : at + size] = ids[:-1]
+            record[1, at : at + size] = ids[1:]
+            record[2, at : at + size] = segment
+            record[3, at : at + size] = np.arange(size)
+            at += size
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The training batches of one stage."""
+
+    dataset: grain.MapDataset
+    batch_size: int
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """The given rows (default: all) of the global batch of a step. The same for every number of processes."""
+        wanted = range(self.batch_size)[rows or slice(None)]
+        return stack([self.dataset[step * self.batch_size + row] for row in wanted])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """`Batches` as a Grain source, for its prefetching."""
+
+    batches: Batches
+    first: int
+    last: int
+    rows: slice
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batches.batch(self.first + index, self.rows)
+
+
+def mix(sources: Sequence[Records], weights: Sequence[float], batch_size: int, seed: int) -> Batches:
+    """Shuffles every source anew in each of its epochs and mixes them by weight, without end."""
+    shuffled = [
+        grain.MapDataset.source(records).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
+        for i, records in enumerate(sources)
+    ]
+    total = sum(weights)
+    one = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, [w / total for w in weights])
+    return Batches(one, batch_size)
+
+
+def stream(batches: Batches, first: int, last: int, rows: slice) -> Iterator[Batch]:
+    """The batches of steps `first` to `last`, this process's rows, made ahead of time by a background thread."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    return iter(grain.MapDataset.source(_Steps(batches, first, last, rows)).to_iter_dataset(options))
+
+
+def stack(records: Sequence[np.ndarray]) -> Batch:
+    """Rows of [4, T] to a batch."""
+    return Batch(*np.stack(records, axis=1))
