@@ -1,4 +1,8 @@
-"""From an optimizer's config to an optax transformation, and the little the loop needs to know of its state."""
+"""From an optimizer's configuration to an optax transformation, and what a loop asks about its state.
+
+A run has one state through all its stages. Each stage builds its own transformation, since its schedule
+differs, and calls `start_stage` on the state first.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,78 +11,94 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pomona.model.spec import map_specs
-from pomona.optim.adastar import adastar, global_norm
-from pomona.optim.config import AdamW, AdaStar, Schedule
-from pomona.optim.schedule import multiplier
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AdamWState:
-    """optax's Adam moments and the counters that AdaStar's state has too."""
-
-    adam: optax.ScaleByAdamState
-    stage_updates: jax.Array
-    skipped: jax.Array
-    gradient_norm: jax.Array
+from pomona.optim.adamw import adamw
+from pomona.optim.adastar import AdaStarState, adastar, global_norm
+from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
+from pomona.optim.schedule import learning_rate
 
 
 def build(
-    config: AdaStar | AdamW, schedule: Schedule, total_steps: int, specs: Any, model_dim: int
+    optimizer: AdaStar | AdamW, schedule: Schedule, total_steps: int, specs: Any, model_dim: int
 ) -> optax.GradientTransformation:
-    """The optimizer of one stage of `total_steps` steps for parameters described by `specs`."""
-    if isinstance(config, AdaStar):
-        return adastar(config, schedule, total_steps, specs, model_dim)
-    return adamw(config, schedule, total_steps)
+    """The transformation of one stage; `update(gradients, state, params)` returns what to add to `params`.
 
-
-def adamw(config: AdamW, schedule: Schedule, total_steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) as optax has it, with our schedule, its weight decay and the skip rule."""
-    adam = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
-
-    def init(params: Any) -> AdamWState:
-        zero = jnp.zeros((), jnp.int32)
-        state = adam.init(params)
-        assert isinstance(state, optax.ScaleByAdamState)
-        return AdamWState(state, zero, zero, jnp.zeros((), jnp.float32))
-
-    def update(gradients: Any, state: AdamWState, params: Any = None) -> tuple[Any, AdamWState]:
-        norm = global_norm(gradients)
-        ok = jnp.isfinite(norm) & (norm < config.skip_norm)
-        clip = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-30))
-        clipped = jax.tree.map(lambda g: jnp.where(ok, g * clip, 0.0), gradients)
-        direction, new = adam.update(clipped, state.adam, params)
-        rate = multiplier(schedule, total_steps, state.stage_updates + 1)
-        change = jax.tree.map(
-            lambda d, p: jnp.where(
-                ok, -rate * (schedule.peak_learning_rate * d + schedule.weight_decay * p), 0.0
-            ),
-            direction,
-            params,
-        )
-        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state.adam)
-        step = ok.astype(jnp.int32)
-        assert isinstance(kept, optax.ScaleByAdamState)
-        return change, AdamWState(kept, state.stage_updates + step, state.skipped + 1 - step, norm)
-
-    return optax.GradientTransformation(init, update)
+    Raises:
+        UserError: a constant of the optimizer or of the schedule is impossible.
+    """
+    check_optimizer(optimizer)
+    check_schedule(schedule, total_steps)
+    if isinstance(optimizer, AdaStar):
+        return adastar(optimizer, schedule, total_steps, specs, model_dim)
+    return adamw(optimizer, schedule, total_steps, specs, model_dim)
 
 
 def start_stage(state: Any) -> Any:
-    """The state at the start of a stage: moments and bias correction go on, the schedule begins again."""
-    return dataclasses.replace(state, stage_updates=jnp.zeros_like(state.stage_updates))
+    """The same state at the start of a stage: the schedule begins again, moments and bias correction go on."""
+    return _map_schedule(state, jnp.zeros_like)
 
 
-def state_like(state: Any, specs: Any, per_parameter: Any, scalar: Any) -> Any:
-    """A tree like an optimizer state with `per_parameter`'s leaf for every moment and `scalar` for every counter.
+def stage_updates(state: Any) -> jax.Array:
+    """The number of updates applied in this stage, an int32 scalar: skipped steps do not count."""
+    counts: list[jax.Array] = []
+    _map_schedule(state, lambda count: counts.append(count) or count)
+    return counts[0]
+
+
+def state_shardings(
+    transformation: optax.GradientTransformation, params: Any, parameter_shardings: Any, replicated: Any
+) -> Any:
+    """The sharding of every leaf of `transformation.init(params)`: moments lie where their parameters lie.
 
     Args:
-        state: any tree like the state, for instance from `jax.eval_shape`.
-        per_parameter: a tree like the parameters, for instance of shardings.
+        params: arrays, or `ShapeDtypeStruct`s (`model.spec.abstract`).
+        parameter_shardings: the parameters' tree with a sharding per leaf.
+        replicated: the sharding of the counters.
     """
-    structure = jax.tree.structure(map_specs(lambda spec: 0, specs))
-    like_params = lambda node: jax.tree.structure(node) == structure
+    state = jax.eval_shape(transformation.init, params)
+    return optax.tree_utils.tree_map_params(
+        transformation,
+        lambda _, sharding: sharding,
+        state,
+        parameter_shardings,
+        transform_non_params=lambda _: replicated,
+    )
+
+
+def measure(
+    gradients: Any, state: Any, optimizer: AdaStar | AdamW, schedule: Schedule, total_steps: int
+) -> dict[str, jax.Array]:
+    """What the loop logs of an update, as scalars. Call it in the update's own jit, with the state it
+    returned.
+
+    The norm is the same expression as in the update, so that XLA computes it once; the update's size is read
+    off the stored momentum, which costs one read of it.
+
+    Returns:
+        gradient_norm: before clipping.
+        learning_rate: of the last update that was applied.
+        skipped: 1.0 if this step was skipped, else 0.0. AdaStar only.
+        update_rms: root mean square of the update before learning rate and decay. AdaStar only.
+    """
+    norm = global_norm(gradients)
+    rate = jnp.asarray(learning_rate(schedule, stage_updates(state), total_steps))
+    measured = {"gradient_norm": norm, "learning_rate": rate}
+    if isinstance(optimizer, AdaStar):
+        count = sum(m.size for m in jax.tree.leaves(state.first_moment))
+        measured["skipped"] = 1.0 - (norm < optimizer.skip_norm)
+        measured["update_rms"] = global_norm(state.first_moment) * count**-0.5
+    return measured
+
+
+def _map_schedule(state: Any, function: Any) -> Any:
+    """Applies `function` to the one counter in `state` that the schedule reads."""
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, AdaStarState):
+            return dataclasses.replace(node, stage_updates=function(node.stage_updates))
+        if isinstance(node, optax.ScaleByScheduleState):
+            return optax.ScaleByScheduleState(function(node.count))
+        return node
+
     return jax.tree.map(
-        lambda node: per_parameter if like_params(node) else scalar, state, is_leaf=like_params
+        visit, state, is_leaf=lambda node: isinstance(node, (AdaStarState, optax.ScaleByScheduleState))
     )

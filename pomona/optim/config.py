@@ -1,6 +1,7 @@
-"""Optimizers and schedules as data. No JAX."""
+"""How a model is optimized: the schedule of a stage, and the constants of AdaStar or AdamW. No JAX."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from pomona.core.errors import UserError
@@ -8,58 +9,80 @@ from pomona.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine decay to a floor (AFM report, section 3.2)."""
+    """One stage's learning rate: a linear warm-up, then a cosine down to `floor`, or a constant.
+
+    The defaults are AFM's core stage (afm-recipe section 4; AFM report, section 3.2).
+    """
 
     peak_learning_rate: float = 0.01
+    weight_decay: float = 3.16e-4
+    """Decoupled: the share of itself that every parameter loses per step, times the schedule's shape."""
     warmup_steps: int = 5000
     floor: float = 0.005
-    """The last step's multiplier, as a fraction of the peak."""
-    weight_decay: float = 3.16e-4
-    """Decoupled; scaled by the schedule, not by the learning rate."""
+    """Where the cosine ends, as a fraction of the peak. A constant schedule does not use it."""
     shape: Literal["cosine", "constant"] = "cosine"
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaStar:
-    """Apple's RMSProp with momentum (AFM report, section 3.2; constants from AXLearn's public configs)."""
+    """AFM's RMSProp with momentum (AFM report, section 3.2.1; constants as in AXLearn's public configs)."""
 
     kind: Literal["adastar"] = "adastar"
-    momentum: float = 0.95
-    second_moment: float = 0.95
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    first_moment_decay: float = 0.95
+    second_moment_decay: float = 0.95
+    squared_gradient_epsilon: float = 1e-30
+    """Added to every squared gradient before it is averaged."""
     skip_norm: float = 100.0
-    """A step whose gradient norm reaches this, or is not finite, changes nothing."""
-    update_rms: float = 1.0
-    """Each layer's update of each tensor is scaled down to this root mean square."""
+    """A step whose gradient norm is not below this, or is not finite, is skipped whole."""
+    clip_norm: float = 1.0
+    """The largest global norm a gradient keeps."""
+    clip_block_rms: float = 1.0
+    """The largest root mean square that the normalized gradient of one layer's one tensor keeps."""
     mup_base_width: int = 768
-    """Linear layers learn at base width / model width of the learning rate (muP, simple form)."""
+    """Linear layers of wider models learn slower by this over the model's width."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """The common optimizer, for comparison, with the same schedule and skip rule."""
+    """Adam with decoupled weight decay, under the same schedule and width rule as AdaStar: the comparison.
+
+    Weight decay follows the schedule's shape and not the learning rate, as Loshchilov and Hutter defined it
+    ("Decoupled Weight Decay Regularization", algorithm 2), so that one `Schedule` means the same in both.
+    """
 
     kind: Literal["adamw"] = "adamw"
-    b1: float = 0.9
-    b2: float = 0.95
+    first_moment_decay: float = 0.9
+    second_moment_decay: float = 0.95
     epsilon: float = 1e-8
     clip_norm: float = 1.0
-    skip_norm: float = 100.0
+    mup_base_width: int = 768
 
 
-def check_schedule(schedule: Schedule, steps: int, name: str) -> None:
-    """Raises `UserError` for a schedule that does not fit a stage of `steps` steps."""
-    if not 0 <= schedule.warmup_steps <= steps:
-        raise UserError(
-            f"stage {name!r} warms up for {schedule.warmup_steps} of its {steps} steps.",
-            "the warm-up is part of the stage.",
-            f"a warm-up of {max(1, steps // 20)} steps, or a longer stage.",
-        )
-    if schedule.peak_learning_rate <= 0 or not 0 <= schedule.floor <= 1 or schedule.weight_decay < 0:
-        raise UserError(
-            f"stage {name!r}: learning rate {schedule.peak_learning_rate}, floor {schedule.floor}, "
-            f"weight decay {schedule.weight_decay}.",
-            "the learning rate is positive, the floor a fraction from 0 to 1, the decay not negative.",
-            "the schedule of recipe tiny is a start: pomona recipes tiny",
-        )
+def check_schedule(schedule: Schedule, total_steps: int, path: str = "schedule") -> None:
+    """Raises `UserError` for a schedule that a stage of `total_steps` cannot follow; `path` names it."""
+    rate, decay = schedule.peak_learning_rate, schedule.weight_decay
+    if not (math.isfinite(rate) and rate > 0):
+        raise _wrong(path, "peak_learning_rate", rate, "a learning rate is a positive number.", "0.01")
+    if not 0 <= decay < 1:
+        raise _wrong(path, "weight_decay", decay, "it is a share of every weight: 0 to below 1.", "3.16e-4")
+    if not 0 <= schedule.floor <= 1:
+        raise _wrong(path, "floor", schedule.floor, "the floor is a fraction of the peak: 0 to 1.", "0.005")
+    if not 0 <= schedule.warmup_steps < total_steps:
+        rule = f"the warm-up is shorter than its stage of {total_steps} steps, and not negative."
+        raise _wrong(path, "warmup_steps", schedule.warmup_steps, rule, str(max(0, total_steps // 10)))
+
+
+def check_optimizer(optimizer: AdaStar | AdamW, path: str = "optimizer") -> None:
+    """Raises `UserError` for constants that are no optimizer."""
+    for field in dataclasses.fields(optimizer):
+        name, value = field.name, getattr(optimizer, field.name)
+        if name.endswith("_decay") and not 0 < value < 1:
+            raise _wrong(
+                path, name, value, "a moving average keeps a share between 0 and 1.", str(field.default)
+            )
+        if not isinstance(value, str) and not value > 0:
+            raise _wrong(path, name, value, "it is a positive number.", str(field.default))
+
+
+def _wrong(path: str, field: str, value: float, rule: str, example: str) -> UserError:
+    return UserError(f"{path}.{field} is {value}.", rule, f"--{path}.{field.replace('_', '-')} {example}")

@@ -1,0 +1,49 @@
+"""Checksums of a finished checkpoint, since the storage layer does not notice every flipped bit.
+
+`manifest.json` in a step's folder lists every file with its size and CRC-32. It is written after the checkpoint is
+final; a checkpoint without one (the process died in between) is judged by whether it loads.
+"""
+
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pomona.core.files import read_json, write_json
+
+NAME = "manifest.json"
+READ_BYTES = 1 << 24
+
+
+def write_manifest(folder: Path) -> None:
+    """Records the files of a finished checkpoint."""
+    write_json(folder / NAME, {"crc32": _checksums(folder)})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Reads every byte once, files in parallel."""
+    if not (folder / NAME).exists():
+        return None
+    expected = read_json(folder / NAME)["crc32"]
+    present = _checksums(folder)
+    for name, record in expected.items():
+        if name not in present:
+            return f"{name} is missing"
+        if present[name] != record:
+            size, recorded = present[name][0], record[0]
+            return f"{name} has {size} bytes of {recorded}" if size != recorded else f"{name} has changed bytes"
+    return None
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) * 2)) as pool:
+        return dict(zip((str(path.relative_to(folder)) for path in paths), pool.map(_checksum, paths)))
+
+
+def _checksum(path: Path) -> list[int]:
+    crc = size = 0
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
