@@ -56,9 +56,9 @@ class Batches:
     dataset: grain.MapDataset
     batch_size: int
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The given rows (default: all) of the global batch of a step. The same for every number of processes."""
-        wanted = range(self.batch_size)[rows or slice(None)]
+        wanted = range(self.batch_size) if rows is None else rows
         return stack([self.dataset[step * self.batch_size + row] for row in wanted])
 
 
@@ -69,7 +69,7 @@ class _Steps:
     batches: Batches
     first: int
     last: int
-    rows: slice
+    rows: Sequence[int]
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -89,7 +89,7 @@ def mix(sources: Sequence[Records], weights: Sequence[float], batch_size: int, s
     return Batches(one, batch_size)
 
 
-def stream(batches: Batches, first: int, last: int, rows: slice) -> Iterator[Batch]:
+def stream(batches: Batches, first: int, last: int, rows: Sequence[int]) -> Iterator[Batch]:
     """The batches of steps `first` to `last`, this process's rows, made ahead of time by a background thread."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
     return iter(grain.MapDataset.source(_Steps(batches, first, last, rows)).to_iter_dataset(options))

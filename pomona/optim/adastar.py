@@ -1,4 +1,4 @@
-"""AdaStar, the optimizer of the AFM report (section 3.2.1; afm-recipe section 5), as an optax transformation.
+"""AdaStar, the optimizer of the AFM report (section 3.2; afm-recipe section 5), as an optax transformation.
 
     skip the whole step if ||g|| is not finite or >= 100
     g     <- g * min(1, 1 / ||g||)                     over all parameters
@@ -64,7 +64,7 @@ def adastar(
         norm = global_norm(gradients)
         applied = norm < optimizer.skip_norm  # False for NaN too
         clip = jnp.minimum(1.0, optimizer.clip_norm / norm)
-        share = multiplier(schedule, state.stage_updates + 1, total_steps)
+        share = multiplier(schedule, state.stage_updates + 1.0, total_steps)
         # expm1, because 1 - 0.95^t cancels in float32 while t is small.
         debias = -jnp.expm1((state.updates + 1) * math.log(optimizer.second_moment_decay))
         scale = jnp.sqrt(debias) * clip

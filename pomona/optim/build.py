@@ -33,7 +33,7 @@ def build(
 
 
 def start_stage(state: Any) -> Any:
-    """The same state at the start of a stage: the schedule begins again, moments and bias correction go on."""
+    """The same state at the start of a stage: the schedule begins again, moments and debiasing go on."""
     return _map_schedule(state, jnp.zeros_like)
 
 
@@ -67,8 +67,7 @@ def state_shardings(
 def measure(
     gradients: Any, state: Any, optimizer: AdaStar | AdamW, schedule: Schedule, total_steps: int
 ) -> dict[str, jax.Array]:
-    """What the loop logs of an update, as scalars. Call it in the update's own jit, with the state it
-    returned.
+    """What the loop logs of an update, as scalars; call it in the update's jit with the state it returned.
 
     The norm is the same expression as in the update, so that XLA computes it once; the update's size is read
     off the stored momentum, which costs one read of it.

@@ -25,7 +25,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class AdaStar:
-    """AFM's RMSProp with momentum (AFM report, section 3.2.1; constants as in AXLearn's public configs)."""
+    """AFM's RMSProp with momentum (AFM report, section 3.2; constants as in AXLearn's public configs)."""
 
     kind: Literal["adastar"] = "adastar"
     first_moment_decay: float = 0.95

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from pomona.core.errors import UserError
@@ -59,3 +61,16 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     return jax.make_mesh(
         tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
     )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process. All processes have to call it at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,31 @@
+"""TensorBoard files, on request, without TensorFlow or PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+from pomona.core.errors import UserError
+from pomona.metrics.records import Record
+
+
+def open_writer(folder: Path) -> Any:
+    """A tensorboardX writer.
+
+    Raises:
+        UserError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "TensorBoard files were asked for, but tensorboardX is not installed.",
+            "metrics.jsonl needs nothing; TensorBoard files need the extra `tensorboard`.",
+            "pip install 'pomona[tensorboard]', or leave --metrics.tensorboard out",
+        ) from error
+    return SummaryWriter(str(folder))
+
+
+def write(writer: Any, record: Record) -> None:
+    """Adds every number of a record under its own name."""
+    for name, value in record.items():
+        if name != "step" and isinstance(value, (int, float)):
+            writer.add_scalar(name, value, record["step"])

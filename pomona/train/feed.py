@@ -1,0 +1,50 @@
+"""Batches from host memory to the mesh: every process makes and sends only the rows its devices hold.
+
+Shapes: A micro-batches, B sequences of a micro-batch, T tokens. Row a * B + b of the global batch is [a, b].
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pomona.data.loader import Batch, Batches, stream
+from pomona.model.objective import TokenBatch
+from pomona.parallel import rules
+from pomona.train.step import BATCH_AXES
+
+
+class Feed:
+    """Turns host batches of a fixed shape into device arrays [A, B, T].
+
+    Raises:
+        UserError: the batch does not divide over the mesh.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int, sequence_length: int, micro_batches: int = 1):
+        self._shape = (micro_batches, batch_size // micro_batches, sequence_length)
+        rules.check_divides("the batch", self._shape, BATCH_AXES, mesh.shape)
+        self._sharding = rules.sharding(mesh, BATCH_AXES)
+        places = self._sharding.addressable_devices_indices_map(self._shape).values()
+        spans = {place[1].indices(self._shape[1])[:2] for place in places if place is not None}
+        columns = sorted({b for first, last in spans for b in range(first, last)})
+        self.rows = [a * self._shape[1] + b for a in range(micro_batches) for b in columns]
+        self._local = {row: i for i, row in enumerate(self.rows)}
+
+    def put(self, batch: Batch) -> TokenBatch:
+        """The device arrays of a host batch that holds `rows`."""
+        names = ("tokens", "targets", "segments", "positions")
+        return TokenBatch(*(self._put(getattr(batch, name)) for name in names))
+
+    def stream(self, batches: Batches, first: int, last: int) -> Iterator[Batch]:
+        """This process's rows of the batches of steps `first` to `last`, made ahead of time."""
+        return stream(batches, first, last, self.rows)
+
+    def _put(self, local: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            a, b, t = (range(n)[i] for i, n in zip(index, self._shape))
+            rows = [self._local[x * self._shape[1] + y] for x in a for y in b]
+            return local[rows][:, t.start : t.stop].reshape(len(a), len(b), len(t))
+
+        return jax.make_array_from_callback(self._shape, self._sharding, shard)
