@@ -1,59 +1,68 @@
-"""Accelerators by the figures their vendors publish: dense bfloat16 FLOP/s, memory, memory bandwidth.
+"""The accelerators Pomona knows, with their makers' published figures. No figure is guessed: an unknown chip
+is None.
 
-Sources: Google Cloud's TPU documentation (v4, v5e, v5p, v6e, TPU7x system architecture pages) and NVIDIA's data
-sheets (A100 80 GB SXM, H100 SXM, H200 SXM, B200), dense figures without sparsity.
+Sources, read in 2025 and 2026:
+    TPU     Google Cloud TPU documentation, the page of each version ("TPU v5p", "TPU v6e", "TPU7x
+    (Ironwood)", ...);
+            v4's links from Jouppi et al., "TPU v4: An Optically Reconfigurable Supercomputer" (ISCA 2023),
+            table 4.
+    NVIDIA  the data sheets "NVIDIA A100 Tensor Core GPU", "NVIDIA H100 Tensor Core GPU", "NVIDIA H200 Tensor
+    Core GPU",
+            "NVIDIA DGX B200" (an eighth of the system). SXM modules; dense figures, half of those quoted with
+            sparsity.
+    The names JAX gives devices: `jax/_src/pallas/mosaic/tpu_info.py` in JAX 0.10; for GPUs, the CUDA driver's
+    name.
 """
 
 import dataclasses
+from typing import Literal
+
+GB = 10**9
+GIB = 2**30
+TERA = 10**12
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip as it is sold and counted: a TPU chip (whatever its number of cores) or one GPU."""
+    """One accelerator chip."""
 
     name: str
-    flops_per_second: float  # dense bfloat16
-    memory_bytes: float
+    vendor: Literal["Google", "NVIDIA"]
+    peak_flops_per_second: float
+    """Dense matrix products in bfloat16, summed in float32."""
+    memory_bytes: int
     memory_bytes_per_second: float
-    devices: int = 1  # how many JAX devices one chip shows
+    interconnect_bytes_per_second: float
+    """What the chip can send at once over all its links to its own kind: ICI or NVLink, one direction."""
+    interconnect: Literal["2D torus", "3D torus", "NVLink"]
+    device_kinds: tuple[str, ...]
+    """What JAX calls it: `jax.Device.device_kind`."""
+    devices_per_chip: int = 1
+    """JAX devices that make up one chip. v4 and v5p join their two cores into one device; 7x shows both."""
 
 
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, 32 * 2**30, 1.2e12),
-        Chip("v5e", 197e12, 16 * 2**30, 8.19e11),
-        Chip("v5p", 459e12, 95 * 2**30, 2.765e12),
-        Chip("v6e", 918e12, 32 * 2**30, 1.64e12),
-        Chip("7x", 2307e12, 192 * 2**30, 7.37e12, devices=2),
-        Chip("a100", 312e12, 80e9, 2.039e12),
-        Chip("h100", 989e12, 80e9, 3.35e12),
-        Chip("h200", 989e12, 141e9, 4.8e12),
-        Chip("b200", 2250e12, 192e9, 8e12),
-    )
-}
-
-DEVICE_KINDS = (
-    ("TPU v4", "v4"),
-    ("TPU v5 lite", "v5e"),
-    ("TPU v5e", "v5e"),
-    ("TPU v5p", "v5p"),
-    ("TPU v5", "v5p"),
-    ("TPU v6 lite", "v6e"),
-    ("TPU v6e", "v6e"),
-    ("TPU7x", "7x"),
-    ("TPU v7x", "7x"),
-    ("NVIDIA A100", "a100"),
-    ("NVIDIA H100", "h100"),
-    ("NVIDIA H200", "h200"),
-    ("NVIDIA B200", "b200"),
+CHIPS = (
+    Chip("TPU v4", "Google", 275 * TERA, 32 * GIB, 1200 * GB, 300 * GB, "3D torus", ("TPU v4",)),
+    Chip(
+        "TPU v5e", "Google", 197 * TERA, 16 * GB, 819 * GB, 200 * GB, "2D torus", ("TPU v5 lite", "TPU v5e")
+    ),
+    Chip("TPU v5p", "Google", 459 * TERA, 95 * GIB, 2765 * GB, 600 * GB, "3D torus", ("TPU v5", "TPU v5p")),
+    Chip(
+        "TPU v6e", "Google", 918 * TERA, 32 * GB, 1638 * GB, 400 * GB, "2D torus", ("TPU v6 lite", "TPU v6e")
+    ),
+    Chip("TPU 7x", "Google", 2307 * TERA, 192 * GIB, 7380 * GB, 600 * GB, "3D torus", ("TPU7x",), 2),
+    Chip(
+        "A100 40GB", "NVIDIA", 312 * TERA, 40 * GB, 1555 * GB, 300 * GB, "NVLink", ("NVIDIA A100-SXM4-40GB",)
+    ),
+    Chip(
+        "A100 80GB", "NVIDIA", 312 * TERA, 80 * GB, 2039 * GB, 300 * GB, "NVLink", ("NVIDIA A100-SXM4-80GB",)
+    ),
+    Chip("H100", "NVIDIA", 989.5 * TERA, 80 * GB, 3350 * GB, 450 * GB, "NVLink", ("NVIDIA H100 80GB HBM3",)),
+    Chip("H200", "NVIDIA", 989.5 * TERA, 141 * GB, 4800 * GB, 450 * GB, "NVLink", ("NVIDIA H200",)),
+    Chip("B200", "NVIDIA", 2250 * TERA, 180 * GB, 8000 * GB, 900 * GB, "NVLink", ("NVIDIA B200",)),
 )
-"""The beginnings of JAX's `device_kind`, the longer before the shorter."""
 
 
-def chip_of_device(device_kind: str) -> Chip | None:
-    """The chip behind JAX's name of a device; None where it is unknown, since a peak is never guessed."""
-    for beginning, name in DEVICE_KINDS:
-        if device_kind.startswith(beginning) and device_kind != "TPU v4 lite":
-            return CHIPS[name]
-    return None
+def chip_for_device_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`, or None. Only whole names count: a PCIe H100 is slower than an H100."""
+    return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)

@@ -1,0 +1,72 @@
+"""`pomona VERB ...`: picks the verb and turns every ending into its exit code. Imports no JAX by itself."""
+
+import importlib
+import os
+import sys
+
+from pomona.core.config import did_you_mean
+from pomona.core.errors import PREEMPTED, USER_ERROR, Preempted, UserError
+
+VERBS = {
+    "recipes": "list the recipes, or show one with every setting",
+    "train": "train a recipe, or go on with a run that was stopped",
+    "generate": "let a trained model continue a prompt",
+    "export": "write a run as a Hugging Face folder",
+    "import": "read a Hugging Face folder into a run",
+}
+
+HELP = """\
+pomona: train a server language model and its on-device sibling from one recipe.
+
+usage: pomona VERB [ARGUMENTS]
+
+{verbs}
+
+`pomona VERB --help` says more. The shortest way in:
+
+  pomona train tiny
+  pomona generate runs/tiny "def main():"
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 (your mistake), 75 (preempted, resumable), 1 (our mistake)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"pomona: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Preempted as error:
+        print(f"pomona: {error}", file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        print("pomona: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `pomona recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        print(HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())), end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from pomona import __version__
+
+        print(__version__)
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        raise UserError(
+            f"there is no verb {verb!r}.", "the first word says what to do.", did_you_mean(verb, VERBS)
+        )
+    module = importlib.import_module(f"pomona.cli.{verb}_verb")
+    module.run(arguments[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`pomona recipes [NAME]`."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from pomona.core.config import to_json
+from pomona.model.count import count_parameters
+from pomona.recipes.registry import CHIPS, RECIPES, recipe
+from pomona.train.config import total_tokens
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the table of recipes, or one recipe's whole configuration as JSON."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: pomona recipes [NAME]\n\nLists the recipes; with a name, prints its whole configuration.")
+        return
+    if arguments:
+        print(json.dumps(to_json(recipe(arguments[0])()), indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    for column in ("parameters", "tokens", "chips"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for name, make in RECIPES.items():
+        run = make()
+        table.add_row(
+            name,
+            amount(count_parameters(run.architecture).total),
+            amount(total_tokens(run)),
+            CHIPS[name],
+            (make.__doc__ or "").split(":")[0],
+        )
+    Console(highlight=False).print(table)
+
+
+def amount(number: float) -> str:
+    """`4.0 M`, `2.74 B`, `7.4 T`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"
