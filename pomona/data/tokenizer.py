@@ -33,6 +33,7 @@ class Tokenizer:
 
     processor: sentencepiece.SentencePieceProcessor
     fingerprint: str
+    path: Path
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +120,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"a tokenizer is a folder with a SentencePiece model named {MODEL_FILE}.",
             "the folder `tokenizer` of a run.",
         ) from error
-    return Tokenizer(processor, hashlib.sha256(content).hexdigest()[:12])
+    return Tokenizer(processor, hashlib.sha256(content).hexdigest()[:12], path)
 
 
 def _escape(text: str) -> str:

@@ -1,153 +1,139 @@
-"""What a person sees while a run goes on: one live line on a terminal, a plain line every half minute elsewhere."""
+"""What a person sees while a run goes: a live line on a terminal, a plain line every 30 seconds elsewhere."""
 
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console as RichConsole
-from rich.live import Live
+from rich.console import Console
+from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_EVERY_SECONDS = 30.0
-MINIMUM_BAR_WIDTH = 10
+from pomona.metrics.records import Record
+
+PLAIN_SECONDS = 30.0
+BAR_WIDTH = 24
+LEAST_BAR_WIDTH = 8
 
 
-class Console:
-    """Shows records as they come. Only the first process of a job may print: give the others `enabled=False`.
+class Live:
+    """The display of one run; silent on all processes but the first. Use as a context manager.
 
-    Args:
-        total_steps: the last step of the run.
-        enabled: whether this process prints at all.
-        output: where to; standard output by default.
+    It shows the newest value of everything, so that an evaluation's record does not hide the loss.
     """
 
     def __init__(
         self,
         total_steps: int,
-        enabled: bool = True,
-        output: RichConsole | None = None,
-        now: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+        silent: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._total_steps, self._enabled, self._now = total_steps, enabled, now
-        self._output = output or RichConsole(file=sys.stdout, highlight=False)
-        self._live: Live | None = None
-        self._pending: Mapping[str, Any] | None = None  # a record that no plain line has shown
-        self._last_line_seconds = float("-inf")
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._total, self._silent, self._clock = total_steps, silent, clock
+        self._shown: Record = {}
+        self._printed: Record = {}  # what the last plain line said
+        self._printed_at: float | None = None
+        self._display: RichLive | None = None
+        if self._console.is_terminal and not silent:
+            # No thread that redraws: a line changes when a record comes. `get_renderable` follows the width.
+            self._display = RichLive(console=self._console, auto_refresh=False, get_renderable=self._render)
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """Shows a record: `step`, and those of `stage`, `loss`, ... that it has. None is shown as a dash."""
-        if not self._enabled:
-            return
-        if self._output.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self._output, auto_refresh=False)
-                self._live.start()
-            line = live_line(record, self._total_steps, self._output.width)
-            self._live.update(line, refresh=True)
-            return
-        self._pending = record
-        last = record["step"] >= self._total_steps
-        if last or self._now() - self._last_line_seconds >= PLAIN_EVERY_SECONDS:
-            self._print_pending()
-
-    def message(self, text: str) -> None:
-        """Prints a line that stays, above the live one."""
-        if self._enabled:
-            self._output.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Leaves the last record on the screen and gives the terminal back."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        self._print_pending()
-
-    def __enter__(self) -> "Console":
+    def __enter__(self) -> "Live":
+        if self._display:
+            self._display.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._display:
+            self._display.stop()
+        elif self._shown != self._printed:
+            self._print()
 
-    def _print_pending(self) -> None:
-        if self._pending is not None:
-            self.message(plain_line(self._pending, self._total_steps))
-            self._pending, self._last_line_seconds = None, self._now()
+    def message(self, text: str) -> None:
+        """Prints a line of its own, which stays."""
+        if not self._silent:
+            self._console.print(Text(text))
+
+    def step(self, record: Record) -> None:
+        """Shows a record of `metrics.jsonl`."""
+        if self._silent:
+            return
+        first_loss = "loss" in record and "loss" not in self._shown
+        self._shown = self._shown | record
+        if self._display:
+            self._display.refresh()
+        elif first_loss or self._printed_at is None or self._clock() - self._printed_at >= PLAIN_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        if not self._silent:
+            self._printed_at, self._printed = self._clock(), self._shown
+            self._console.print(Text(describe(self._shown, self._total)))
+
+    def _render(self) -> Table:
+        return picture(self._shown, self._total, self._console.width)
 
 
-def parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a line says about a record, most important first, as (label, value); either may be empty."""
-    said: list[tuple[str, str]] = []
+def facts(record: Record) -> list[tuple[str, str, str]]:
+    """What is said of a record, the most important first, as (before, value, after) with the value standing out."""
+    said = []
     if "loss" in record:
-        said.append(("loss", _number(record["loss"], ".3f")))
+        said.append(("loss ", "not finite" if record["loss"] is None else f"{record['loss']:.3f}", ""))
     if record.get("bits_per_byte") is not None:
-        said.append(("bits/byte", _number(record["bits_per_byte"], ".3f")))
+        said.append(("", f"{record['bits_per_byte']:.3f}", " bits/byte"))
     if "tokens_per_second" in record:
-        said.append(("", f"{quantity(record['tokens_per_second'])} tokens/s"))
+        said.append(("", f"{record['tokens_per_second']:,.0f}", " tokens/s"))
+    if record.get("eta_seconds"):
+        said.append(("", duration(record["eta_seconds"]), " left"))
     if "mfu_causal" in record:
-        said.append(("MFU", f"{100 * record['mfu_causal']:.1f} %"))
-    if "eta_seconds" in record:
-        said.append(("ETA", duration(record["eta_seconds"])))
+        said.append(("MFU ", f"{100 * record['mfu_causal']:.1f} %", " (causal)"))
     return said
 
 
-def plain_line(record: Mapping[str, Any], total_steps: int) -> str:
-    """The record in one line of text."""
-    step = record["step"]
-    head = f"step {step:>{len(f'{total_steps:,}')},}/{total_steps:,} ({_percent(step, total_steps)})"
-    stage = [record["stage"]] if record.get("stage") else []
-    return "  ".join([head, *stage, *(f"{label} {value}".strip() for label, value in parts(record))])
+def describe(record: Record, total: int) -> str:
+    """`core  step 120/900  loss 3.456  12,345 tokens/s  1 min 20 s left  MFU 41.2 % (causal)`."""
+    head = [str(record["stage"])] if record.get("stage") else []
+    return "  ".join([*head, f"step {record['step']}/{total}", *map("".join, facts(record))])
 
 
-def live_line(record: Mapping[str, Any], total_steps: int, width: int) -> Table:
-    """The record with a progress bar as wide as the terminal leaves room for; no bar where that is too little."""
-    step = record["step"]
-    text = Text(f"{step:,}/{total_steps:,}", style="bold")
-    for label, value in parts(record):
-        text.append("  ")
-        text.append(f"{label} " if label else "", style="dim")
-        text.append(value, style="bold cyan" if label == "loss" else "")
-    stage = Text(record.get("stage") or "", style="green")
-    room = width - text.cell_len - stage.cell_len - 4
+def picture(record: Record, total: int, width: int) -> Table:
+    """The same with colours and a progress bar, on one line of `width` columns.
+
+    Where the line is too narrow, the bar goes first, then the facts from the least important on.
+    """
     line = Table.grid(padding=(0, 2))
-    cells: list[Any] = [stage] if stage.cell_len else []
-    if room >= MINIMUM_BAR_WIDTH:
-        cells.append(ProgressBar(total=total_steps, completed=step, width=min(room, 40)))
-    for _ in (*cells, text):
-        line.add_column(no_wrap=True, overflow="ellipsis")
-    line.add_row(*cells, text)
+    if not record:
+        line.add_row(Text("compiling the first step", style="dim"))
+        return line
+    head = Text.assemble((record.get("stage") or "", "green"), "  ", (f"{record['step']}/{total}", "bold"))
+    body = Text()
+    for before, value, after in facts(record):
+        gap = "  " if body else ""
+        fact = Text.assemble(
+            gap, (before, "dim"), (value, "bold" if before == "loss " else ""), (after, "dim")
+        )
+        if head.cell_len + 2 + body.cell_len + fact.cell_len > width:
+            break
+        body.append_text(fact)
+    room = min(BAR_WIDTH, width - head.cell_len - body.cell_len - 4)
+    bar = [ProgressBar(total, record["step"], width=room)] if room >= LEAST_BAR_WIDTH else []
+    cells: list[Any] = [head, *bar, body]
+    for _ in cells:
+        line.add_column(no_wrap=True)
+    line.add_row(*cells)
     return line
 
 
-def quantity(number: float) -> str:
-    """Three significant digits with a letter: 999, 1.23k, 45.6M."""
-    for divisor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * divisor:
-            scaled = number / divisor
-            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
-            return f"{scaled:.{digits}f}{letter}"
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
-
-
 def duration(seconds: float) -> str:
-    """The two largest units: 42 s, 3 min 12 s, 5 h 04 min, 2 d 06 h."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02d} h"
-
-
-def _percent(step: int, total_steps: int) -> str:
-    return f"{100 * step // max(1, total_steps)} %"  # rounded down: 100 % is the end and nothing before it
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    """`45 s`, `3 min 20 s`, `5 h 2 min`, `12 d 4 h`."""
+    whole = int(seconds + 0.5)
+    for unit, smaller, size, small_size in (
+        ("d", "h", 86400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {smaller}"
+    return f"{whole} s"

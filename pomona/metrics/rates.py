@@ -1,90 +1,73 @@
-"""How fast training goes: tokens per second, the share of the chips' peak it uses, the wait for data, what is
-left.
-
-A `Window` is the steps between two records. Time that is not training does not count: start the first window
-after the step that compiled, and `pause` one for an evaluation or a checkpoint.
-"""
+"""How fast a run goes: tokens per second, model FLOPs utilisation, time lost to data, time left."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 from pomona.core.chips import Chip
 
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Steps since `started_seconds`, on the clock of `time.perf_counter`."""
-
-    started_seconds: float
-    steps: int = 0
-    tokens: int = 0
-    data_wait_seconds: float = 0.0
+PACE_MEMORY = (
+    0.8  # share that the time left keeps of its earlier pace, so that one slow window does not shake it
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a token costs (from `model.count`), and what it runs on."""
+    """What one step is worth, by `pomona.model.count`: causal counts half of the attention scores."""
 
-    flops_per_token_causal: float
-    """Forward and backward; attention counted for the half of the scores that a causal mask keeps."""
-    flops_per_token_full: float
-    """The same with attention counted for all scores, as some systems report."""
-    num_chips: float
-    chip: Chip | None
-    """None where the peak is not known: then there is no MFU."""
+    tokens: int
+    flops_causal: float
+    flops_full: float
 
 
-def num_chips(chip: Chip | None, num_devices: int) -> float:
-    """The chips behind `num_devices` JAX devices; a device is a chip where the chip is not known."""
-    return num_devices / (chip.devices_per_chip if chip else 1)
+class Meter:
+    """Turns finished steps into rates over the time since the last reading.
 
-
-def add_step(window: Window, tokens: int, data_wait_seconds: float) -> Window:
-    """The window with one more step, all tokens of its global batch counted."""
-    return dataclasses.replace(
-        window,
-        steps=window.steps + 1,
-        tokens=window.tokens + tokens,
-        data_wait_seconds=window.data_wait_seconds + data_wait_seconds,
-    )
-
-
-def pause(window: Window, seconds: float) -> Window:
-    """The window with `seconds` of something that is not training left out."""
-    return dataclasses.replace(window, started_seconds=window.started_seconds + seconds)
-
-
-def rates(window: Window, now_seconds: float, work: Work) -> dict[str, float]:
-    """The rates of a window that ends now; call it when the result of its last step has arrived.
-
-    Returns:
-        step_seconds, tokens_per_second, tokens_per_second_per_chip, data_wait_share (0 to 1), and mfu_causal
-        and mfu_full (0 to 1) where the chip's peak is known. Nothing for a window without steps.
+    What is no training does not count: call `start` after the first step, which compiles, and after an
+    evaluation.
     """
-    seconds = now_seconds - window.started_seconds
-    if window.steps == 0 or seconds <= 0:
-        return {}
-    per_second = window.tokens / seconds
-    measured = {
-        "step_seconds": seconds / window.steps,
-        "tokens_per_second": per_second,
-        "tokens_per_second_per_chip": per_second / work.num_chips,
-        "data_wait_share": window.data_wait_seconds / seconds,
-    }
-    if work.chip is not None:
-        peak = work.chip.peak_flops_per_second * work.num_chips
-        measured["mfu_causal"] = per_second * work.flops_per_token_causal / peak
-        measured["mfu_full"] = per_second * work.flops_per_token_full / peak
-    return measured
 
+    def __init__(self, devices: int, chip: Chip | None, clock: Callable[[], float] = time.perf_counter):
+        self._chips = devices / (chip.devices if chip else 1)
+        self._chip, self._clock = chip, clock
+        self._pace_seconds: float | None = None  # per step, smoothed
+        self.start()
 
-def eta_seconds(since_start: Window, now_seconds: float, tokens_left: int) -> dict[str, float]:
-    """`eta_seconds`, the time that `tokens_left` will take at the pace of `since_start`; nothing before a
-    step.
+    def start(self) -> None:
+        """Begins a new window now."""
+        self._began = self._clock()
+        self._waited = 0.0
+        self._steps = 0
 
-    Use a window of the whole process here, evaluations and checkpoints included, since the rest will have
-    them too.
-    """
-    seconds = now_seconds - since_start.started_seconds
-    if since_start.tokens == 0 or seconds <= 0:
-        return {}
-    return {"eta_seconds": tokens_left * seconds / since_start.tokens}
+    def waited(self, seconds: float) -> None:
+        """Adds time the loop spent waiting for data."""
+        self._waited += seconds
+
+    def step(self) -> None:
+        """Counts a finished step."""
+        self._steps += 1
+
+    def read(self, work: Work, steps_left: int) -> dict[str, float]:
+        """The rates since the last reading; empty when no step was finished. Begins a new window.
+
+        Keys: tokens_per_second, tokens_per_second_per_chip, step_seconds, data_wait_share, eta_seconds, and,
+        only where the chip's peak is known, mfu_causal and mfu_full.
+        """
+        seconds, steps, waited = self._clock() - self._began, self._steps, self._waited
+        if steps == 0 or seconds <= 0:
+            return {}
+        self.start()
+        rate, step_seconds = steps * work.tokens / seconds, seconds / steps
+        old_pace = step_seconds if self._pace_seconds is None else self._pace_seconds
+        self._pace_seconds = PACE_MEMORY * old_pace + (1 - PACE_MEMORY) * step_seconds
+        result = {
+            "tokens_per_second": rate,
+            "tokens_per_second_per_chip": rate / self._chips,
+            "step_seconds": step_seconds,
+            "data_wait_share": waited / seconds,
+            "eta_seconds": steps_left * self._pace_seconds,
+        }
+        if self._chip is not None:
+            peak = self._chips * self._chip.flops_per_second * step_seconds
+            result |= {"mfu_causal": work.flops_causal / peak, "mfu_full": work.flops_full / peak}
+        return result

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pomona.checkpoint.store import Store, restore, set_aside
-from pomona.core.chips import chip_of_device
+from pomona.core.chips import chip_for_device_kind
 from pomona.core.errors import Preempted, UserError
 from pomona.core.run_folder import RunFolder, claim, record_event
 from pomona.data.prepare import Prepared, heldout_batches, open_batches, prepare
@@ -173,7 +173,7 @@ def _run_stage(
     shardings = state_shardings(run, mesh)
     step_function = jax.jit(body, donate_argnums=0, out_shardings=(shardings, rules.sharding(mesh, ())))
 
-    meter = Meter(len(mesh.devices.flat), chip_of_device(mesh.devices.flat[0].device_kind))
+    meter = Meter(len(mesh.devices.flat), chip_for_device_kind(mesh.devices.flat[0].device_kind))
     source = feed.stream(batches, done - first, stage.steps)
     pending: list[dict[str, jax.Array]] = []
     for step in range(done + 1, last + 1):

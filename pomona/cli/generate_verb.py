@@ -1,0 +1,62 @@
+"""`pomona generate RUN "prompt" ...`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pomona.cli.parse import parse, print_stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Lets a trained model continue one or more prompts."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)
+    """What to continue; several prompts make one batch."""
+    max_tokens: int = 100
+    """Tokens to add at most; a document's end stops earlier."""
+    temperature: float = 0.8
+    """0 always takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together have this probability."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation; they are left out."""
+    seed: int = 0
+    step: int | None = None
+    """The checkpoint to use; the newest by default."""
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the prompts with their continuations."""
+    options = parse(Generate, arguments, "generate")
+    import jax
+
+    from pomona.data.tokenizer import BEGIN, END
+    from pomona.infer.generate import generate
+    from pomona.infer.sample import Sampling
+    from pomona.model.config import resolve
+    from pomona.train.load import load_model
+
+    model = load_model(options.run, options.step)
+    continuations = generate(
+        model.params,
+        [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
+        model.run.architecture,
+        resolve(model.run.execution, jax.default_backend()),
+        rope_base=model.stage.rope_base,
+        max_tokens=options.max_tokens,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        stop_tokens=(END,),
+        seed=options.seed,
+    )
+    for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
+        text = model.tokenizer.decode(tokens)
+        for stop in options.stop:
+            text = text.split(stop)[0]
+        print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
