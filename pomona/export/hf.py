@@ -152,7 +152,9 @@ def _write_weights(folder: Path, params: Decoder, dtype: np.dtype) -> None:
     size = total = 0
 
     def flush() -> None:
-        save_file(shards[0], folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
+        path = folder / f"part-{len(names)}.safetensors"
+        save_file(shards[0], path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors makes private files
         names.append(list(shards[0]))
         shards[0] = {}
 

@@ -38,8 +38,8 @@ def empty_cache(
     """A cache for so many columns."""
     a = architecture
     shape = (a.num_layers, padding_B.shape[0], columns, a.num_kv_heads, a.head_dim)
-    zeros = jnp.zeros(shape, dtype)
-    return Cache(zeros, zeros, jnp.zeros((), jnp.int32), padding_B)
+    # Two buffers, since each is donated.
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), padding_B)
 
 
 def advance(

@@ -77,7 +77,7 @@ class Live:
 
 
 def facts(record: Record) -> list[tuple[str, str, str]]:
-    """What is said of a record, the most important first, as (before, value, after) with the value standing out."""
+    """What is said of a record, the most important first: (before, value, after), the value to stand out."""
     said = []
     if "loss" in record:
         said.append(("loss ", "not finite" if record["loss"] is None else f"{record['loss']:.3f}", ""))

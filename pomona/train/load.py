@@ -9,11 +9,9 @@ from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.data.tokenizer import Tokenizer, load_tokenizer
-from pomona.model.decoder import Decoder
-from pomona.parallel.config import MeshConfig
-from pomona.parallel.mesh import build_mesh
+from pomona.model.decoder import Decoder, parameter_specs
+from pomona.model.spec import abstract
 from pomona.train.config import Run, Stage
-from pomona.train.state import abstract_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +42,9 @@ def load_model(path: Path, step: int | None = None) -> Model:
     """
     folder = RunFolder(path)
     run = read_config(folder, Run)
-    mesh = build_mesh(MeshConfig(), jax.devices()[:1])
-    found = restore(folder.checkpoints, {"params": abstract_parameters(run.architecture, mesh)}, step)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(parameter_specs(run.architecture)))
+    found = restore(folder.checkpoints, {"params": shapes}, step)
     if found is None:
         raise UserError(
             f"{path} has no checkpoint yet.",

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pomona.model.config import Architecture
@@ -69,13 +68,4 @@ def abstract_state(run: Run, mesh: Mesh) -> TrainState:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(lambda: create_state(run)),
         state_shardings(run, mesh),
-    )
-
-
-def abstract_parameters(architecture: Architecture, mesh: Mesh, dtype: Any = jnp.float32) -> Decoder:
-    """The parameters as shapes, types and shardings."""
-    return map_specs(
-        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding),
-        parameter_specs(architecture),
-        parameter_shardings(architecture, mesh),
     )
