@@ -41,9 +41,7 @@ class Store:
 
     def due(self, step: int) -> bool:
         """Whether an interval has passed. Processes may disagree on the clock: let them agree before saving."""
-        return step % self._config.every_steps == 0 or (
-            self._clock() - self._saved_at >= self._config.every_seconds
-        )
+        return step % self._config.every_steps == 0 or (self._clock() - self._saved_at >= self._config.every_seconds)
 
     def save(self, step: int, trees: dict[str, Any], about: dict[str, Any]) -> None:
         """Starts to save named trees under a step; the arrays may be donated as soon as this returns.
@@ -154,7 +152,8 @@ def _full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        chain, link = [], error
+        chain: list[BaseException] = []
+        link: BaseException | None = error
         while link is not None:
             chain.append(link)
             link = link.__cause__ or link.__context__

@@ -60,9 +60,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        raise UserError(
-            f"there is no verb {verb!r}.", "the first word says what to do.", did_you_mean(verb, VERBS)
-        )
+        raise UserError(f"there is no verb {verb!r}.", "the first word says what to do.", did_you_mean(verb, VERBS))
     module = importlib.import_module(f"pomona.cli.{verb}_verb")
     module.run(arguments[1:])
     return 0

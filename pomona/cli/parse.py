@@ -34,7 +34,9 @@ def parse(function: Callable[..., T] | type[T], arguments: list[str], verb: str,
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
-        raise UserError(_message(caught.getvalue()), "arguments have names and types.", f"pomona {verb} --help") from None
+        raise UserError(
+            _message(caught.getvalue()), "arguments have names and types.", f"pomona {verb} --help"
+        ) from None
 
 
 def check_names(config: Any, arguments: list[str], verb: str) -> None:

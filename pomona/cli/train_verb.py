@@ -55,5 +55,3 @@ def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
         if argument.startswith(name + "="):
             return argument.split("=", 1)[1], arguments[:i] + arguments[i + 1 :]
     return None, arguments
-
-

@@ -48,7 +48,7 @@ def from_json(kind: Any, value: Any, path: str = "config") -> Any:
         return value
     if kind is float and type(value) in (int, float):
         return float(value)
-    if kind is types.NoneType and value is None or isinstance(kind, type) and type(value) is kind:
+    if (kind is types.NoneType and value is None) or (isinstance(kind, type) and type(value) is kind):
         return value
     raise _wrong(path, value, getattr(kind, "__name__", str(kind)))
 

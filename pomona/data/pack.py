@@ -52,7 +52,8 @@ def _best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     one big integer say which stacks hold any, so the best fit is its lowest set bit above the piece's length."""
     full = int(np.searchsorted(-lengths, -capacity, side="right"))  # pieces that fill a record alone
     record = np.arange(len(lengths))
-    next_record, waiting = full, [[] for _ in range(capacity + 1)]
+    next_record = full
+    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
     bits = 0
     for piece, length in enumerate(lengths[full:].tolist(), start=full):
         fits = bits >> length

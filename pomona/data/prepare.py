@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def heldout_batches(
         return stack(filled + [empty] * (batch_size - len(filled)))
 
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)][:max_batches]
-    return [lambda group=group: make(group) for group in groups]
+    return [partial(make, group) for group in groups]
 
 
 def _prepare(config: DataConfig, folder: Path, report: Callable[[str], None]) -> None:

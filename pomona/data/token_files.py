@@ -1,9 +1,9 @@
 """Documents to token files: in parallel, resumable, read back as memory maps.
 
-The documents of a source are cut into shards of about 8 MB of text. A shard becomes two files: `00012.tokens` (the
-ids of its documents one after another, each `begin ... end`, 2 or 4 bytes an id) and `00012.npy` (the length of every
-document, negative if held out); the lengths are written last and say that the shard is done. A run that was killed goes on with the first shard that is missing. The result does not depend on the number of
-worker processes.
+The documents of a source are cut into shards of about 8 MB of text. A shard becomes two files: `00012.tokens` (the ids
+of its documents one after another, each `begin ... end`, 2 or 4 bytes an id) and `00012.npy` (the length of every
+document, negative if held out); the lengths are written last and say that the shard is done. A run that was killed goes
+on with the first shard that is missing. The result does not depend on the number of worker processes.
 """
 
 import dataclasses

@@ -168,7 +168,7 @@ def _write_weights(folder: Path, params: Decoder, dtype: np.dtype) -> None:
     if len(names) == 1:
         (folder / "part-0.safetensors").rename(folder / "model.safetensors")
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, part in enumerate(names, start=1):
         file = f"model-{number:05}-of-{len(names):05}.safetensors"
         (folder / f"part-{number - 1}.safetensors").rename(folder / file)
@@ -225,15 +225,13 @@ def _read_weights(source: Path, architecture: Architecture) -> Decoder:
     layers = specs.layers
     for name, get, inputs in LAYER_TENSORS:
         spec = get(specs.layers)
-        each = [
-            read(LAYER.format(i, name), spec.shape[1:], inputs) for i in range(architecture.num_layers)
-        ]
+        each = [read(LAYER.format(i, name), spec.shape[1:], inputs) for i in range(architecture.num_layers)]
         layers = jax.tree.map(
             lambda leaf, spec=spec, each=each: np.stack(each) if leaf is spec else leaf,
             layers,
             is_leaf=lambda leaf: leaf is spec,
         )
-    numpy_tree = Decoder(
+    numpy_tree: Decoder = Decoder(
         embedding=read(EMBEDDING, specs.embedding.shape, 0),
         layers=layers,
         final_norm=read(FINAL_NORM, specs.final_norm.shape, 0),

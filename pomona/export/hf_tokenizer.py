@@ -39,9 +39,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "type": "TemplateProcessing",
             "single": [_begin(pieces[BEGIN], 0), _sequence("A", 0)],
             "pair": [_begin(pieces[BEGIN], 0), _sequence("A", 0), _begin(pieces[BEGIN], 1), _sequence("B", 1)],
-            "special_tokens": {
-                pieces[BEGIN]: {"id": pieces[BEGIN], "ids": [BEGIN], "tokens": [pieces[BEGIN]]}
-            },
+            "special_tokens": {pieces[BEGIN]: {"id": pieces[BEGIN], "ids": [BEGIN], "tokens": [pieces[BEGIN]]}},
         },
         "decoder": {
             "type": "Sequence",

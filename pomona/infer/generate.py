@@ -32,9 +32,7 @@ class Cache:
     padding: jax.Array  # int32 [B]: columns at the left that hold no token
 
 
-def empty_cache(
-    architecture: Architecture, padding_B: jax.Array, columns: int, dtype: Any = jnp.float32
-) -> Cache:
+def empty_cache(architecture: Architecture, padding_B: jax.Array, columns: int, dtype: Any = jnp.float32) -> Cache:
     """A cache for so many columns."""
     a = architecture
     shape = (a.num_layers, padding_B.shape[0], columns, a.num_kv_heads, a.head_dim)
@@ -55,9 +53,7 @@ def advance(
     column_T = cache.used + jnp.arange(T)
     positions_BT = jnp.maximum(column_T[None, :] - cache.padding[:, None], 0)
     key_column_S = jnp.arange(columns)
-    visible_BTS = (key_column_S <= column_T[:, None])[None] & (
-        (key_column_S >= cache.padding[:, None])[:, None, :]
-    )
+    visible_BTS = (key_column_S <= column_T[:, None])[None] & ((key_column_S >= cache.padding[:, None])[:, None, :])
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         keys, values = (
@@ -103,12 +99,12 @@ def generate(
     padding_B = np.array([longest - len(p) for p in prompts], np.int32)
     if not max_tokens:
         return [[] for _ in prompts]
-    fixed = dict(architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling)
-    cache = empty_cache(
-        architecture, jnp.asarray(padding_B), longest + max_tokens, jnp.dtype(execution.compute_dtype)
-    )
+    cache = empty_cache(architecture, jnp.asarray(padding_B), longest + max_tokens, jnp.dtype(execution.compute_dtype))
     key = jax.random.key(seed)
-    step = jax.jit(partial(_step, **fixed), donate_argnames="cache")
+    step = jax.jit(
+        partial(_step, architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling),
+        donate_argnames="cache",
+    )
     next_B, cache = step(params, jnp.asarray(tokens_BT), cache=cache, key=jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     done = [False] * len(prompts)
@@ -150,9 +146,7 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible_BTS
 
 def _check_prompts(prompts: Sequence[Sequence[int]], architecture: Architecture, max_tokens: int) -> None:
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
-        raise UserError(
-            "a prompt is empty.", "generation continues at least one token.", "begin with the begin token"
-        )
+        raise UserError("a prompt is empty.", "generation continues at least one token.", "begin with the begin token")
     if any(not 0 <= token < architecture.vocab_size for prompt in prompts for token in prompt):
         raise UserError(
             "a prompt holds a token the model does not have.",

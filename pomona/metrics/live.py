@@ -111,9 +111,7 @@ def picture(record: Record, total: int, width: int) -> Table:
     body = Text()
     for before, value, after in facts(record):
         gap = "  " if body else ""
-        fact = Text.assemble(
-            gap, (before, "dim"), (value, "bold" if before == "loss " else ""), (after, "dim")
-        )
+        fact = Text.assemble(gap, (before, "dim"), (value, "bold" if before == "loss " else ""), (after, "dim"))
         if head.cell_len + 2 + body.cell_len + fact.cell_len > width:
             break
         body.append_text(fact)

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from pomona.core.chips import Chip
 
-PACE_MEMORY = (
-    0.8  # share that the time left keeps of its earlier pace, so that one slow window does not shake it
-)
+PACE_MEMORY = 0.8  # share that the time left keeps of its earlier pace, so that one slow window does not shake it
 
 
 @dataclasses.dataclass(frozen=True)

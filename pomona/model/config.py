@@ -1,7 +1,7 @@
 """What a decoder is (`Architecture`) and how it is run (`Execution`). No JAX: the planner reads these too."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from pomona.core.errors import UserError
 
@@ -41,7 +41,10 @@ class Execution:
 
 def resolve(execution: Execution, platform: str) -> Execution:
     """The same choices with every `auto` decided for a platform: `cpu`, `gpu` or `tpu`."""
-    best = {"tpu": ("bfloat16", "splash", "scanned"), "gpu": ("bfloat16", "cudnn", "scanned")}
+    best: dict[str, tuple[Any, Any, Any]] = {
+        "tpu": ("bfloat16", "splash", "scanned"),
+        "gpu": ("bfloat16", "cudnn", "scanned"),
+    }
     dtype, attention, layers = best.get(platform, ("float32", "blocked", "unrolled"))
     return dataclasses.replace(
         execution,

@@ -22,11 +22,8 @@ from pomona.parallel import rules
 P = TypeVar("P")  # the kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ...
 
 
-def _tree(kind: type) -> type:
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(kind))
-
-
-@_tree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Attention(Generic[P]):
     """Weights of one attention block; the first dimension of each is the layer."""
 
@@ -38,7 +35,8 @@ class Attention(Generic[P]):
     key_norm: P  # L H
 
 
-@_tree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class FeedForward(Generic[P]):
     """Weights of one SwiGLU block."""
 
@@ -47,7 +45,8 @@ class FeedForward(Generic[P]):
     down: P  # L F D
 
 
-@_tree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Layer(Generic[P]):
     """Weights of one decoder layer, stacked over layers."""
 
@@ -57,7 +56,8 @@ class Layer(Generic[P]):
     ffn: FeedForward[P]
 
 
-@_tree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Decoder(Generic[P]):
     """All weights. `embedding` is both the input table and the output layer."""
 
@@ -133,7 +133,7 @@ def run_layers(
     Returns:
         hidden_BTD after the final norm, and the new state.
     """
-    body = partial(
+    body: Callable[..., tuple[jax.Array, Any]] = partial(
         layer, positions_BT=positions_BT, attend=attend, architecture=architecture, rope_base=rope_base
     )
     if execution.remat != "none":

@@ -47,11 +47,10 @@ def hidden_states(
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
         # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
-        def local(q, k, v, q_segments, k_segments):  # noqa: ANN001, ANN202
+        def local(q, k, v, q_segments, k_segments):
+            assert execution.attention != "auto", "resolve() the execution first"
             offset = rules.shard_offset("tokens", q.shape[1])
-            return attention(
-                q, k, v, q_segments, k_segments, q_offset=offset, implementation=execution.attention
-            )
+            return attention(q, k, v, q_segments, k_segments, q_offset=offset, implementation=execution.attention)
 
         queries, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
         operands = {
@@ -64,9 +63,7 @@ def hidden_states(
         return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
 
     x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
-    hidden_BTD, _ = run_layers(
-        params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base
-    )
+    hidden_BTD, _ = run_layers(params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base)
     return hidden_BTD
 
 
@@ -77,7 +74,7 @@ def next_token_loss(
     hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
     table_VD = rules.gather(params.embedding, ("vocab", "model"), hidden_BTD.dtype)
 
-    def local(hidden_BTD, table_VD, targets_BT, segments_BT):  # noqa: ANN001, ANN202
+    def local(hidden_BTD, table_VD, targets_BT, segments_BT):
         weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
         total, nll, z = cross_entropy(

@@ -2,9 +2,7 @@
 
 from pomona.model.config import Architecture
 
-TINY = Architecture(
-    vocab_size=4096, model_dim=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64, ffn_dim=704
-)
+TINY = Architecture(vocab_size=4096, model_dim=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64, ffn_dim=704)
 """4 M parameters: the demo's."""
 
 AFM_85M = Architecture(

@@ -48,7 +48,7 @@ def _blocks(length: int, keys: int, static_offset: int | None) -> list[tuple[int
     return list(zip(starts, ends, seen))
 
 
-def _scores(block, q, k, q_segments, k_segments, offset):  # noqa: ANN001, ANN202
+def _scores(block, q, k, q_segments, k_segments, offset):
     """Masked scores_BKMP in float32, and the block's queries q_BKMH."""
     start, end, seen = block
     B, K, G, _, H = q.shape
@@ -61,11 +61,11 @@ def _scores(block, q, k, q_segments, k_segments, offset):  # noqa: ANN001, ANN20
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(static, q, k, v, q_segments, k_segments, offset):  # noqa: ANN001, ANN202
+def _blocked(static, q, k, v, q_segments, k_segments, offset):
     return _forward(static, q, k, v, q_segments, k_segments, offset)[0]
 
 
-def _forward(static, q, k, v, q_segments, k_segments, offset):  # noqa: ANN001, ANN202
+def _forward(static, q, k, v, q_segments, k_segments, offset):
     B, K, G, T, H = q.shape
     outs, normalisers = [], []
     for block in _blocks(T, k.shape[2], static):
@@ -82,7 +82,7 @@ def _forward(static, q, k, v, q_segments, k_segments, offset):  # noqa: ANN001, 
     return out, (q, k, v, q_segments, k_segments, offset, out, tuple(normalisers))
 
 
-def _backward(static, saved, d_out):  # noqa: ANN001, ANN202
+def _backward(static, saved, d_out):
     q, k, v, q_segments, k_segments, offset, out, normalisers = saved
     B, K, G, T, H = q.shape
     blocks = _blocks(T, k.shape[2], static)
@@ -93,9 +93,7 @@ def _backward(static, saved, d_out):  # noqa: ANN001, ANN202
         scores, q_BKMH = _scores(block, q, k, q_segments, k_segments, offset)
         weights = jnp.exp(scores - normaliser[..., None])
         do_BKMH = d_out[:, :, :, start:end].reshape(q_BKMH.shape)
-        d_weights = jnp.einsum(
-            "bkmh,bkph->bkmp", do_BKMH, v[:, :, :seen], preferred_element_type=jnp.float32
-        )
+        d_weights = jnp.einsum("bkmh,bkph->bkmp", do_BKMH, v[:, :, :seen], preferred_element_type=jnp.float32)
         delta = row_dot[..., start:end].reshape(B, K, -1, 1)
         d_scores = (weights * (d_weights - delta)).astype(q.dtype)
         d_q.append(jnp.einsum("bkmp,bkph->bkmh", d_scores, k[:, :, :seen]).reshape(B, K, G, -1, H))

@@ -15,6 +15,4 @@ def attend(
 ) -> jax.Array:
     """See `pomona.ops.attention.attention`. The document mask goes in as a [B, 1, T, T] boolean bias."""
     same_B1TT = (q_segments_BT[:, :, None] == k_segments_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=same_B1TT, is_causal=True, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=same_B1TT, is_causal=True, implementation="cudnn")

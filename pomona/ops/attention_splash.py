@@ -32,11 +32,9 @@ def attend(
         use_fused_bwd_kernel=True,
     )
     mask = masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)])
-    kernel = splash.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-    )
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
-    def one(q_TNH, k_TKH, v_TKH, q_segments_T, k_segments_T):  # noqa: ANN001, ANN202
+    def one(q_TNH, k_TKH, v_TKH, q_segments_T, k_segments_T):
         segments = splash.SegmentIds(q_segments_T, k_segments_T)
         q, k, v = (x.swapaxes(0, 1) for x in (q_TNH * head_dim**-0.5, k_TKH, v_TKH))
         return kernel(q, k, v, segment_ids=segments).swapaxes(0, 1)

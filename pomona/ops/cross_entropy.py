@@ -46,7 +46,7 @@ def cross_entropy(
     return total, jax.lax.stop_gradient(nll), jax.lax.stop_gradient(z)
 
 
-def _chunk_loss(z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C):  # noqa: ANN001, ANN202
+def _chunk_loss(z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C):
     """nll and z sums of one chunk, and what its gradient needs."""
     logits_CV = jnp.einsum("cd,vd->cv", hidden_CD, table_VD, preferred_element_type=jnp.float32)
     top_C1 = jnp.max(logits_CV, axis=-1, keepdims=True)
@@ -66,7 +66,7 @@ def _chunk_loss(z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C): 
     return (nll, z), (exp_CV, total_C1, normaliser_C, is_target_CV)
 
 
-def _chunk_gradient(z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C):  # noqa: ANN001, ANN202
+def _chunk_gradient(z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C):
     """The chunk's sums, d total / d hidden (this vocabulary part's share) and d total / d table in float32."""
     sums, (exp_CV, total_C1, normaliser_C, is_target_CV) = _chunk_loss(
         z_loss, vocab_axis, hidden_CD, table_VD, targets_C, weights_C
@@ -84,8 +84,8 @@ def _unroll(chunks: jax.Array) -> int:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sums(z_loss, vocab_axis, hidden, table_VD, targets, weights):  # noqa: ANN001, ANN202
-    def step(carry, chunk):  # noqa: ANN001, ANN202
+def _sums(z_loss, vocab_axis, hidden, table_VD, targets, weights):
+    def step(carry, chunk):
         (nll, z), _ = _chunk_loss(z_loss, vocab_axis, chunk[0], table_VD, *chunk[1:])
         return (carry[0] + nll, carry[1] + z), None
 
@@ -94,22 +94,18 @@ def _sums(z_loss, vocab_axis, hidden, table_VD, targets, weights):  # noqa: ANN0
     return nll + z, nll, z
 
 
-def _sums_forward(z_loss, vocab_axis, hidden, table_VD, targets, weights):  # noqa: ANN001, ANN202
-    def step(carry, chunk):  # noqa: ANN001, ANN202
-        (nll, z), d_hidden_CD, d_table_VD = _chunk_gradient(
-            z_loss, vocab_axis, chunk[0], table_VD, *chunk[1:]
-        )
+def _sums_forward(z_loss, vocab_axis, hidden, table_VD, targets, weights):
+    def step(carry, chunk):
+        (nll, z), d_hidden_CD, d_table_VD = _chunk_gradient(z_loss, vocab_axis, chunk[0], table_VD, *chunk[1:])
         return (carry[0] + nll, carry[1] + z, carry[2] + d_table_VD), d_hidden_CD
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jnp.zeros(table_VD.shape, jnp.float32))
-    (nll, z, d_table), d_hidden = jax.lax.scan(
-        step, start, (hidden, targets, weights), unroll=_unroll(hidden)
-    )
+    (nll, z, d_table), d_hidden = jax.lax.scan(step, start, (hidden, targets, weights), unroll=_unroll(hidden))
     return (nll + z, nll, z), (d_hidden, d_table.astype(table_VD.dtype), targets, weights)
 
 
-def _sums_backward(z_loss, vocab_axis, saved, cotangents):  # noqa: ANN001, ANN202
+def _sums_backward(z_loss, vocab_axis, saved, cotangents):
     d_hidden, d_table, targets, weights = saved
     scale = cotangents[0]
     if vocab_axis is not None:  # each vocabulary part was handed an equal share of the cotangent

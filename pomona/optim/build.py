@@ -40,7 +40,12 @@ def start_stage(state: Any) -> Any:
 def stage_updates(state: Any) -> jax.Array:
     """The number of updates applied in this stage, an int32 scalar: skipped steps do not count."""
     counts: list[jax.Array] = []
-    _map_schedule(state, lambda count: counts.append(count) or count)
+
+    def note(count: jax.Array) -> jax.Array:
+        counts.append(count)
+        return count
+
+    _map_schedule(state, note)
     return counts[0]
 
 
@@ -98,6 +103,4 @@ def _map_schedule(state: Any, function: Any) -> Any:
             return optax.ScaleByScheduleState(function(node.count))
         return node
 
-    return jax.tree.map(
-        visit, state, is_leaf=lambda node: isinstance(node, (AdaStarState, optax.ScaleByScheduleState))
-    )
+    return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, (AdaStarState, optax.ScaleByScheduleState)))

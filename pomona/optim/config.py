@@ -77,9 +77,7 @@ def check_optimizer(optimizer: AdaStar | AdamW, path: str = "optimizer") -> None
     for field in dataclasses.fields(optimizer):
         name, value = field.name, getattr(optimizer, field.name)
         if name.endswith("_decay") and not 0 < value < 1:
-            raise _wrong(
-                path, name, value, "a moving average keeps a share between 0 and 1.", str(field.default)
-            )
+            raise _wrong(path, name, value, "a moving average keeps a share between 0 and 1.", str(field.default))
         if not isinstance(value, str) and not value > 0:
             raise _wrong(path, name, value, "it is a positive number.", str(field.default))
 

@@ -44,7 +44,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
             f"the axes multiply to the number of devices; these fix {fixed}.",
             f"sizes that divide {num_devices}, for instance --mesh.data 1 --mesh.fsdp -1 --mesh.seq 1 --mesh.tensor 1",
         )
-    return sizes | {axis: num_devices // fixed for axis in free}
+    return sizes | dict.fromkeys(free, num_devices // fixed)
 
 
 def _text(sizes: dict[str, int]) -> str:

@@ -42,7 +42,8 @@ class Feed:
         return stream(batches, first, last, self.rows)
 
     def _put(self, local: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             a, b, t = (range(n)[i] for i, n in zip(index, self._shape))
             rows = [self._local[x * self._shape[1] + y] for x in a for y in b]
             return local[rows][:, t.start : t.stop].reshape(len(a), len(b), len(t))

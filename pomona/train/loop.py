@@ -158,9 +158,7 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
     return result
 
 
-def _run_stage(
-    session: Session, state: TrainState, index: int, first: int, done: int, heldout: HeldOut
-) -> TrainState:
+def _run_stage(session: Session, state: TrainState, index: int, first: int, done: int, heldout: HeldOut) -> TrainState:
     """The steps of one stage after `done`; the stage's own first step is `first`."""
     run, stage, mesh = session.run, session.run.stages[index], session.mesh
     last = first + stage.steps

@@ -45,9 +45,7 @@ def state_shardings(run: Run, mesh: Mesh) -> TrainState:
     params = parameter_shardings(run.architecture, mesh)
     abstract_params = abstract(parameter_specs(run.architecture))
     everywhere = rules.sharding(mesh, ())
-    return TrainState(
-        params, optim.state_shardings(stage_optimizer(run, 0), abstract_params, params, everywhere)
-    )
+    return TrainState(params, optim.state_shardings(stage_optimizer(run, 0), abstract_params, params, everywhere))
 
 
 def parameter_shardings(architecture: Architecture, mesh: Mesh) -> Decoder:

@@ -62,9 +62,7 @@ def test_a_terminal_keeps_messages_above_the_line():
         live.message("resuming after step 1200 [and this is no markup]")
         live.step({"step": 1300, "stage": "core", "bits_per_byte": 1.5})
     text = console.file.getvalue()
-    assert "resuming after step 1200 [and this is no markup]\n" in text.replace("\x1b[0m", "").replace(
-        "\r", ""
-    )
+    assert "resuming after step 1200 [and this is no markup]\n" in text.replace("\x1b[0m", "").replace("\r", "")
     last = text.splitlines()[-2]  # the very last gives the cursor back
     # An evaluation's record brings its own number and keeps the others in sight.
     for part in ("1300/5000", "1.500", "3.412", "12,346"):

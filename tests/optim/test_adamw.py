@@ -20,10 +20,7 @@ STEPS = 20
 
 def arrays(seed: int, scale: float = 1.0) -> dict[str, jax.Array]:
     random = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(scale * random.standard_normal(spec.shape), jnp.float32)
-        for name, spec in SPECS.items()
-    }
+    return {name: jnp.asarray(scale * random.standard_normal(spec.shape), jnp.float32) for name, spec in SPECS.items()}
 
 
 def run(transformation, params, gradient_list, state=None):
@@ -100,9 +97,7 @@ def test_measures_and_shardings_of_its_state():
     assert set(measured) == {"gradient_norm", "learning_rate"}
     np.testing.assert_allclose(measured["gradient_norm"], optax.tree.norm(arrays(2)), rtol=1e-6)
     np.testing.assert_allclose(measured["learning_rate"], learning_rate(SCHEDULE, 2, STEPS), rtol=1e-6)
-    places = state_shardings(
-        transformation, abstract(SPECS), {"embedding": "E", "stacked": "S"}, "everywhere"
-    )
+    places = state_shardings(transformation, abstract(SPECS), {"embedding": "E", "stacked": "S"}, "everywhere")
     assert jax.tree.structure(places) == jax.tree.structure(state)
     by_shape = {SPECS["embedding"].shape: "E", SPECS["stacked"].shape: "S", (): "everywhere"}
     jax.tree.map(lambda leaf, place: np.testing.assert_equal(place, by_shape[leaf.shape]), state, places)

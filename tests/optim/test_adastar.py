@@ -54,9 +54,7 @@ def reference(params, gradient_list, schedule=SCHEDULE, total_steps=STEPS, model
     t = 0
     for gradients in gradient_list:
         g = {
-            (name, layer): np.asarray(
-                gradients[name] if layer is None else gradients[name][layer], np.float64
-            )
+            (name, layer): np.asarray(gradients[name] if layer is None else gradients[name][layer], np.float64)
             for name, layer in blocks
         }
         with np.errstate(over="ignore", invalid="ignore"):
@@ -139,10 +137,7 @@ def test_twenty_steps_equal_the_reference(wide, tolerance):
 
 
 def test_the_reference_run_meets_every_rule():
-    norms = [
-        math.sqrt(sum(np.sum(x.astype(np.float64) ** 2) for x in gradients_of(s).values()))
-        for s in range(STEPS)
-    ]
+    norms = [math.sqrt(sum(np.sum(x.astype(np.float64) ** 2) for x in gradients_of(s).values())) for s in range(STEPS)]
     assert min(norms) < 1 < max(norms) < 100  # the norm clip acts at some steps, and none is skipped
 
 
@@ -162,9 +157,7 @@ def test_a_skipped_step_changes_not_one_bit(bad):
     else:
         gradients["stacked"][2, 3, 1, 1] = float(bad)
     new_params, new_state = run(params, [gradients], transformation, state)
-    for old, new in zip(
-        jax.tree.leaves((params, state)), jax.tree.leaves((new_params, new_state)), strict=True
-    ):
+    for old, new in zip(jax.tree.leaves((params, state)), jax.tree.leaves((new_params, new_state)), strict=True):
         assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
     after, _ = run(new_params, [gradients_of(2)], transformation, new_state)
     without, _ = run(params, [gradients_of(2)], transformation, state)
@@ -191,9 +184,7 @@ def test_only_the_second_moment_is_debiased():
     _, state = run(params, [gradients])
     for name, g in gradients.items():
         expected = np.where(g == 0, 0.0, np.sign(g))
-        np.testing.assert_allclose(
-            np.asarray(state.first_moment[name]), 0.05 * expected, rtol=1e-5, atol=1e-9
-        )
+        np.testing.assert_allclose(np.asarray(state.first_moment[name]), 0.05 * expected, rtol=1e-5, atol=1e-9)
 
 
 def test_a_stack_is_clipped_layer_by_layer():
@@ -213,9 +204,7 @@ def test_a_stack_is_clipped_layer_by_layer():
     # One block over the whole stack would have held the calm layers back as well.
     as_one = {"stacked": dataclasses.replace(SPECS["stacked"], axes=(None, "model", "heads", "head_dim"))}
     _, one_state = run(params, gradient_list, make(as_one))
-    assert not np.allclose(
-        one_state.first_moment["stacked"][0], together_state.first_moment["stacked"][0], rtol=1e-3
-    )
+    assert not np.allclose(one_state.first_moment["stacked"][0], together_state.first_moment["stacked"][0], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("model_dim", "mu"), [(512, 1.0), (768, 1.0), (1536, 0.5), (3072, 0.25)])
@@ -254,9 +243,7 @@ def test_a_new_stage_restarts_the_schedule_only():
     u = g / np.sqrt(v / (1 - 0.95**8))
     m = 0.95 * np.asarray(state.first_moment[name], float) + 0.05 * u / max(1, np.sqrt(np.mean(u**2)))
     theta = np.asarray(params[name], float)
-    np.testing.assert_allclose(
-        after[name], theta - 0.5 * (3e-4 * 0.5 * m + 1e-5 * theta), rtol=1e-6, atol=1e-8
-    )
+    np.testing.assert_allclose(after[name], theta - 0.5 * (3e-4 * 0.5 * m + 1e-5 * theta), rtol=1e-6, atol=1e-8)
 
 
 def test_bfloat16_gradients_give_a_float32_state():

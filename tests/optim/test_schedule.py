@@ -42,9 +42,7 @@ def test_it_rises_then_falls_and_stays_between_zero_and_one():
 def test_jit_and_plain_numbers_agree():
     steps = np.arange(0, 1001, 7)
     plain = [multiplier(dataclasses.replace(CORE, warmup_steps=100), int(s), 1000) for s in steps]
-    traced = jax.jit(lambda s: multiplier(dataclasses.replace(CORE, warmup_steps=100), s, 1000))(
-        jnp.asarray(steps)
-    )
+    traced = jax.jit(lambda s: multiplier(dataclasses.replace(CORE, warmup_steps=100), s, 1000))(jnp.asarray(steps))
     np.testing.assert_allclose(traced, plain, rtol=2e-6, atol=1e-7)
     assert isinstance(multiplier(CORE, 3, 10_000), float)
 

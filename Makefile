@@ -1,0 +1,57 @@
+# Two commands matter on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+FILES = pyproject.toml constraints/base.txt
+
+.PHONY: demo test test-peers check format clean help
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+demo: .venv/base  ## train a small model on the CPU from raw text, and let it speak
+	.venv/bin/pomona train tiny
+	.venv/bin/pomona generate runs/tiny "def main():" --max-tokens 80
+
+test: .venv/dev  ## the whole test suite, without PyTorch
+	.venv/bin/python -m pytest tests -m "not peers"
+
+test-peers: .venv/peers  ## the comparisons with PyTorch and transformers, live
+	.venv/bin/python -m pytest tests -m peers
+
+check: .venv/dev  ## style, types, and that imports go down the floors
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/dev  ## rewrite the files in the house style
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench-train-cpu: .venv/peers  ## training throughput on the CPU beside PyTorch
+	.venv/bin/python bench/train_cpu.py
+
+bench-startup: .venv/base  ## how long a person waits for --help, the first step, the tokenizer, the data
+	.venv/bin/python bench/startup.py
+
+bench-train-gpu:  ## MFU of an AFM-on-device-shaped model on one GPU, with the python of this shell
+	$(PYTHON) bench/train_gpu.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/base: .venv/bin/python $(FILES)
+	$(PIP) -c constraints/base.txt -e .
+	@touch $@
+
+.venv/dev: .venv/base constraints/dev.txt
+	$(PIP) -c constraints/base.txt -c constraints/dev.txt -e '.[dev]'
+	@touch $@
+
+.venv/peers: .venv/dev constraints/peers.txt
+	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers
+	@touch $@
+
+clean:  ## remove the virtual environment
+	rm -rf .venv
