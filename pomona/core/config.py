@@ -20,8 +20,12 @@ C = TypeVar("C")
 def to_json(config: Any) -> Any:
     """The plain JSON value of a config: dicts, lists, numbers, strings."""
     if dataclasses.is_dataclass(config):
-        fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return fields
+        values = {field.name: (getattr(config, field.name), field.type) for field in dataclasses.fields(config)}
+        # A float field may hold an int in a recipe; written as a float, it reads back to the same fingerprint.
+        return {
+            name: float(value) if kind is float and type(value) is int else to_json(value)
+            for name, (value, kind) in values.items()
+        }
     if isinstance(config, (tuple, list)):
         return [to_json(item) for item in config]
     assert config is None or isinstance(config, (bool, int, float, str)), f"not a config value: {config!r}"

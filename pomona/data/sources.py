@@ -1,7 +1,11 @@
 """From an address to documents: text, JSONL, Parquet, compressed or not, local or remote."""
 
+import importlib
+import io
 import json
+import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -84,17 +88,19 @@ def _file_documents(address: str, source: Source) -> Iterator[tuple[str, str]]:
     stem, extension = os.path.splitext(address)
     compression = COMPRESSIONS.get(extension)
     kind = os.path.splitext(stem)[1] if compression else extension
+    broken: tuple[type[Exception], ...] = (EOFError, OSError, lzma.LZMAError, zlib.error)
     if compression == "zstd":
-        _optional("zstandard", address)
+        broken += (_optional("zstandard", address).ZstdError,)
     try:
         with fsspec.open(address, "rb", compression=compression) as file:
+            content: Any = io.BufferedReader(file) if compression == "zstd" else file  # zstd has no lines
             if kind == ".parquet":
-                yield from _parquet_documents(file, address, source.text_field)  # type: ignore[arg-type]
+                yield from _parquet_documents(content, address, source.text_field)
             elif kind in (".jsonl", ".ndjson"):
-                yield from _jsonl_documents(file, address, source.text_field)  # type: ignore[arg-type]
+                yield from _jsonl_documents(content, address, source.text_field)
             else:
-                yield address, _decode(file.read(), address, 0)  # type: ignore[union-attr]
-    except (EOFError, OSError) as error:
+                yield address, _decode(content.read(), address, 0)
+    except broken as error:
         if not compression:
             raise
         raise UserError(
@@ -172,8 +178,6 @@ def _decode(content: bytes, address: str, offset: int) -> str:
 
 
 def _optional(module: str, address: str, install: str = "pip install 'pomona[data]'") -> Any:
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

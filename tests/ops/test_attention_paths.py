@@ -1,0 +1,88 @@
+"""Every attention path against a float64 NumPy loop, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pomona.core.errors import UserError
+from pomona.ops import attention_blocked, attention_splash
+from pomona.ops.attention import attention
+
+
+def brute_force(q, k, v, q_segments, k_segments, offset=0):
+    """One query at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        keys = [s for s in range(min(t + offset + 1, k.shape[1])) if k_segments[b, s] == q_segments[b, t]]
+        if keys:
+            scores = np.array([q[b, t, n] @ k[b, s, n // group] for s in keys]) / np.sqrt(q.shape[-1])
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = (weights / weights.sum()) @ v[b, keys, n // group]
+    return out
+
+
+def inputs(B=2, T=9, S=None, N=4, K=2, H=6, seed=0):
+    rng = np.random.default_rng(seed)
+    S = S or T
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    segments = np.sort(rng.integers(1, 4, (B, S)), axis=1)
+    segments[-1, S - S // 4 :] = 0  # padding at the end
+    return draw(B, T, N, H), draw(B, S, K, H), draw(B, S, K, H), jnp.asarray(segments)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("length", [1, 9, 16])
+def test_equal_to_the_brute_force(implementation, heads, length, monkeypatch):
+    monkeypatch.setattr(attention_blocked, "BLOCK", 4)  # 9 is no multiple of it
+    q, k, v, segments = inputs(T=length, N=heads[0], K=heads[1])
+    out = attention(q, k, v, segments, segments, implementation=implementation)
+    np.testing.assert_allclose(out, brute_force(q, k, v, segments, segments), atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_an_offset_places_queries_among_the_keys(implementation, traced, monkeypatch):
+    monkeypatch.setattr(attention_blocked, "BLOCK", 4)
+    q, k, v, segments = inputs(T=6, S=18)
+    mine = segments[:, 12:]
+    call = lambda offset: attention(q, k, v, mine, segments, q_offset=offset, implementation=implementation)
+    out = jax.jit(call)(jnp.int32(12)) if traced else call(12)
+    np.testing.assert_allclose(out, brute_force(q, k, v, mine, segments, 12), atol=2e-6)
+
+
+def test_blocked_gradients_are_those_of_the_reference(monkeypatch):
+    monkeypatch.setattr(attention_blocked, "BLOCK", 4)
+    q, k, v, segments = inputs(T=13, N=6, K=2)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+
+    def gradients(implementation):
+        loss = lambda *qkv: jnp.sum(direction * attention(*qkv, segments, segments, implementation=implementation))
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    for ours, reference in zip(gradients("blocked"), gradients("reference")):
+        np.testing.assert_allclose(ours, reference, atol=5e-6)
+
+
+def test_bfloat16_stays_near():
+    q, k, v, segments = inputs(T=16, H=8)
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    out = attention(*half, segments, segments, implementation="blocked")
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), brute_force(*half, segments, segments), atol=3e-2)
+
+
+def test_splash_in_its_interpreter():
+    q, k, v, segments = inputs(B=1, T=256, N=4, K=2, H=128)
+    out = attention_splash.attend(q, k, v, segments, segments, block=128, interpret=True)
+    expected = attention(q, k, v, segments, segments, implementation="reference")
+    np.testing.assert_allclose(out, expected, atol=2e-3)
+
+
+def test_kernels_refuse_a_sharded_sequence():
+    q, k, v, segments = inputs()
+    with pytest.raises(UserError, match="sharded sequence"):
+        attention(q, k, v, segments, segments, q_offset=4, implementation="splash")

@@ -1,0 +1,49 @@
+"""The mesh's shape and the table from logical to mesh axes."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from pomona.core.errors import UserError
+from pomona.parallel import rules
+from pomona.parallel.config import AXES, MeshConfig, mesh_shape
+from pomona.parallel.mesh import build_mesh, start_processes
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert mesh_shape(MeshConfig(data=2, tensor=2), 8) == {"data": 2, "fsdp": 2, "seq": 1, "tensor": 2}
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=-1), MeshConfig(tensor=3), MeshConfig(fsdp=4), MeshConfig(fsdp=0)])
+def test_an_impossible_mesh_is_refused(config):
+    with pytest.raises(UserError):
+        mesh_shape(config, 8)
+
+
+def test_axes_run_from_outermost_to_innermost():
+    mesh = build_mesh(MeshConfig(data=2, fsdp=1, seq=2, tensor=2))
+    assert mesh.axis_names == AXES
+    assert [d.id for d in mesh.devices[0, 0, 0]] == [0, 1]  # tensor neighbours are neighbours
+
+
+def test_size_one_axes_leave_no_trace():
+    mesh = build_mesh(MeshConfig(data=2, fsdp=4))
+    assert rules.partition(("batch", "tokens", "heads"), mesh) == PartitionSpec(("data", "fsdp"), None, None)
+    assert rules.partition(("vocab", "model"), mesh) == PartitionSpec(None, "fsdp")
+
+
+def test_two_dimensions_on_one_axis_are_a_bug_of_ours():
+    with pytest.raises(AssertionError), jax.set_mesh(build_mesh(MeshConfig(fsdp=2, tensor=4))):
+        rules.partition(("heads", "ffn"))
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    with pytest.raises(UserError, match="'kv_heads'.*4 devices"):
+        rules.check_divides("key", (64, 2, 16), ("model", "kv_heads", None), {"fsdp": 2, "tensor": 4})
+
+
+def test_incomplete_process_variables_are_named(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    with pytest.raises(UserError, match="needs all three"):
+        start_processes()
