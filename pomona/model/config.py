@@ -33,24 +33,39 @@ class Execution:
     """auto: splash on TPU, cuDNN on GPU, blocked on CPU."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """auto: unrolled on CPU, where a scan copies its weights; scanned elsewhere, which compiles once."""
+    weight_gradients: Literal["auto", "plain", "transposed"] = "auto"
+    """transposed: the backward pass copies a matmul's inputs into columns first, which XLA:CPU multiplies faster.
+    auto: transposed on one CPU device, plain elsewhere."""
     remat: RematPolicy = "none"
     """What the backward pass recomputes: nothing, all but the matmuls, or each whole layer."""
     loss_chunk_tokens: int = 1024
     """Tokens per device whose logits exist at one time."""
 
 
-def resolve(execution: Execution, platform: str) -> Execution:
-    """The same choices with every `auto` decided for a platform: `cpu`, `gpu` or `tpu`."""
+def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execution:
+    """The same choices with every `auto` decided for devices of a platform: `cpu`, `gpu` or `tpu`.
+
+    Raises:
+        UserError: a choice that these devices do not have.
+    """
+    if execution.weight_gradients == "transposed" and num_devices > 1:
+        raise UserError(
+            f"execution.weight_gradients is 'transposed' on {num_devices} devices.",
+            "this way of the backward pass is for one device.",
+            "--execution.weight-gradients auto",
+        )
     best: dict[str, tuple[Any, Any, Any]] = {
         "tpu": ("bfloat16", "splash", "scanned"),
         "gpu": ("bfloat16", "cudnn", "scanned"),
     }
     dtype, attention, layers = best.get(platform, ("float32", "blocked", "unrolled"))
+    gradients: Any = "transposed" if platform == "cpu" and num_devices == 1 else "plain"
     return dataclasses.replace(
         execution,
         compute_dtype=dtype if execution.compute_dtype == "auto" else execution.compute_dtype,
         attention=attention if execution.attention == "auto" else execution.attention,
         layers=layers if execution.layers == "auto" else execution.layers,
+        weight_gradients=gradients if execution.weight_gradients == "auto" else execution.weight_gradients,
     )
 
 

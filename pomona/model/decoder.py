@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from pomona.model.config import Architecture, Execution
 from pomona.model.spec import Spec, map_specs
+from pomona.ops.linear import linear
 from pomona.ops.norm import rms_norm
-from pomona.ops.rope import rope
+from pomona.ops.rope import rope, rotation
 from pomona.parallel import rules
 
 P = TypeVar("P")  # the kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ...
@@ -134,7 +135,11 @@ def run_layers(
         hidden_BTD after the final norm, and the new state.
     """
     body: Callable[..., tuple[jax.Array, Any]] = partial(
-        layer, positions_BT=positions_BT, attend=attend, architecture=architecture, rope_base=rope_base
+        layer,
+        attend=attend,
+        rotary=rotation(positions_BT, architecture.head_dim, rope_base),
+        architecture=architecture,
+        execution=execution,
     )
     if execution.remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
@@ -156,10 +161,10 @@ def layer(
     weights: Layer,
     state: Any,
     *,
-    positions_BT: jax.Array,
     attend: Attend,
+    rotary: tuple[jax.Array, jax.Array],
     architecture: Architecture,
-    rope_base: float,
+    execution: Execution,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
     w = map_specs(
@@ -167,21 +172,32 @@ def layer(
         parameter_specs(architecture).layers,
         weights,
     )
-    epsilon, residual = architecture.norm_epsilon, ("batch", "tokens", None)
+    epsilon = architecture.norm_epsilon
+    project = partial(_project, execution)
+    residual, heads, kv_heads, ffn = (
+        ("batch", "tokens", *rest) for rest in ((None,), ("heads", "head_dim"), ("kv_heads", "head_dim"), ("ffn",))
+    )
 
     h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
-    q_BTNH = jnp.einsum("btd,dnh->btnh", h_BTD, w.attention.query)
-    k_BTKH = jnp.einsum("btd,dkh->btkh", h_BTD, w.attention.key)
-    v_BTKH = jnp.einsum("btd,dkh->btkh", h_BTD, w.attention.value)
-    q_BTNH = rope(rms_norm(q_BTNH, w.attention.query_norm, epsilon), positions_BT, rope_base)
-    k_BTKH = rope(rms_norm(k_BTKH, w.attention.key_norm, epsilon), positions_BT, rope_base)
+    q_BTNH = project("btd,dnh->btnh", h_BTD, w.attention.query, heads)
+    k_BTKH = project("btd,dkh->btkh", h_BTD, w.attention.key, kv_heads)
+    v_BTKH = project("btd,dkh->btkh", h_BTD, w.attention.value, kv_heads)
+    q_BTNH = rope(rms_norm(q_BTNH, w.attention.query_norm, epsilon), rotary)
+    k_BTKH = rope(rms_norm(k_BTKH, w.attention.key_norm, epsilon), rotary)
     out_BTNH, state = attend(q_BTNH, k_BTKH, v_BTKH, state)
-    x_BTD = x_BTD + rules.project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
+    x_BTD = x_BTD + project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
 
     h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
-    gate_BTF = jnp.einsum("btd,df->btf", h_BTD, w.ffn.gate)
-    up_BTF = jnp.einsum("btd,df->btf", h_BTD, w.ffn.up)
-    return x_BTD + rules.project("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, residual), state
+    gate_BTF = project("btd,df->btf", h_BTD, w.ffn.gate, ffn)
+    up_BTF = project("btd,df->btf", h_BTD, w.ffn.up, ffn)
+    return x_BTD + project("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, residual), state
+
+
+def _project(execution: Execution, subscripts: str, x: jax.Array, weight: jax.Array, axes: rules.Axes) -> jax.Array:
+    """A linear layer whose result has these logical axes."""
+    if execution.weight_gradients == "transposed":
+        return linear(x, weight, inputs=(x.ndim + weight.ndim - len(axes)) // 2)
+    return rules.project(subscripts, x, weight, axes)
 
 
 def _unstack(stacked: Any, count: int | None = None) -> list[Any]:

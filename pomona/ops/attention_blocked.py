@@ -2,10 +2,11 @@
 
 A block's scores live only while the block is worked on: the backward pass makes them again from the saved
 log-normalisers (Dao 2023, FlashAttention-2, section 3.1), so memory grows with T and not with T squared, and the
-masked upper half is never multiplied. Blocks are unrolled: XLA:CPU runs no loop as fast as straight code.
+masked upper half is never multiplied. Blocks are unrolled: XLA:CPU runs no loop as fast as straight code. The backward
+pass holds scores with keys first: three of its four products are then plain ones, which XLA:CPU does best.
 
 Shapes: B batch, T query tokens, S key tokens, K key-value heads, G query heads per key-value head, H head,
-M = G * (queries in a block), P = keys that the block can see.
+Q queries of a block, M = G * Q, P keys that the block can see.
 """
 
 from functools import partial
@@ -48,16 +49,28 @@ def _blocks(length: int, keys: int, static_offset: int | None) -> list[tuple[int
     return list(zip(starts, ends, seen))
 
 
-def _scores(block, q, k, q_segments, k_segments, offset):
-    """Masked scores_BKMP in float32, and the block's queries q_BKMH."""
+def _rows(block, x):
+    """The block's rows of x_BKGTH, those of one key-value head together: BKMH."""
+    start, end, _ = block
+    return x[:, :, :, start:end].reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _mask(block, heads, groups, q_segments, k_segments, offset, keys_first=False):
+    """Where the block's queries see keys: mask_BKMP, or mask_BKPM.
+
+    Spread over the heads before it is reshaped: so XLA:CPU applies it in a loop of its own, and not in every `exp`.
+    """
     start, end, seen = block
-    B, K, G, _, H = q.shape
-    q_BKMH = q[:, :, :, start:end].reshape(B, K, G * (end - start), H)
-    raw = jnp.einsum("bkmh,bkph->bkmp", q_BKMH, k[:, :, :seen], preferred_element_type=jnp.float32)
     q_index = jnp.arange(start, end) + offset
     mask = allowed(q_index, jnp.arange(seen), q_segments[:, start:end], k_segments[:, :seen])
-    mask_BKGQP = jnp.broadcast_to(mask[:, None, None], (B, K, G, end - start, seen))
-    return jnp.where(mask_BKGQP.reshape(raw.shape), raw, MASKED), q_BKMH
+    B, Q, P = mask.shape
+    if keys_first:
+        mask_BKPGQ = jnp.broadcast_to(mask.swapaxes(1, 2)[:, None, :, None], (B, heads, P, groups, Q))
+        return mask_BKPGQ.reshape(B, heads, P, groups * Q)
+    return jnp.broadcast_to(mask[:, None, None], (B, heads, groups, Q, P)).reshape(B, heads, groups * Q, P)
+
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -69,15 +82,15 @@ def _forward(static, q, k, v, q_segments, k_segments, offset):
     B, K, G, T, H = q.shape
     outs, normalisers = [], []
     for block in _blocks(T, k.shape[2], static):
-        scores, _ = _scores(block, q, k, q_segments, k_segments, offset)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum(
-            "bkmp,bkph->bkmh", weights.astype(v.dtype), v[:, :, : block[2]], preferred_element_type=jnp.float32
-        )
-        outs.append((out / total).astype(q.dtype).reshape(B, K, G, -1, H))
-        normalisers.append((top + jnp.log(total))[..., 0])
+        k_BKPH, v_BKPH = k[:, :, : block[2]], v[:, :, : block[2]]
+        mask_BKMP = _mask(block, K, G, q_segments, k_segments, offset)
+        scores_BKMP = jnp.where(mask_BKMP, _product("bkmh,bkph->bkmp", _rows(block, q), k_BKPH), MASKED)
+        top_BKM1 = jnp.max(scores_BKMP, axis=-1, keepdims=True)
+        weights_BKMP = jnp.exp(scores_BKMP - top_BKM1)
+        total_BKM1 = jnp.sum(weights_BKMP, axis=-1, keepdims=True)
+        out_BKMH = _product("bkmp,bkph->bkmh", weights_BKMP.astype(v.dtype), v_BKPH) / total_BKM1
+        outs.append(out_BKMH.astype(q.dtype).reshape(B, K, G, -1, H))
+        normalisers.append((top_BKM1 + jnp.log(total_BKM1))[..., 0])
     out = jnp.concatenate(outs, axis=3)
     return out, (q, k, v, q_segments, k_segments, offset, out, tuple(normalisers))
 
@@ -85,21 +98,20 @@ def _forward(static, q, k, v, q_segments, k_segments, offset):
 def _backward(static, saved, d_out):
     q, k, v, q_segments, k_segments, offset, out, normalisers = saved
     B, K, G, T, H = q.shape
-    blocks = _blocks(T, k.shape[2], static)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    row_dot = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)  # B K G T
-    for block, normaliser in zip(blocks, normalisers):
+    row_dot_BKGT = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+    for block, normaliser_BKM in zip(_blocks(T, k.shape[2], static), normalisers):
         start, end, seen = block
-        scores, q_BKMH = _scores(block, q, k, q_segments, k_segments, offset)
-        weights = jnp.exp(scores - normaliser[..., None])
-        do_BKMH = d_out[:, :, :, start:end].reshape(q_BKMH.shape)
-        d_weights = jnp.einsum("bkmh,bkph->bkmp", do_BKMH, v[:, :, :seen], preferred_element_type=jnp.float32)
-        delta = row_dot[..., start:end].reshape(B, K, -1, 1)
-        d_scores = (weights * (d_weights - delta)).astype(q.dtype)
-        d_q.append(jnp.einsum("bkmp,bkph->bkmh", d_scores, k[:, :, :seen]).reshape(B, K, G, -1, H))
-        part = partial(jnp.einsum, "bkmp,bkmh->bkph", preferred_element_type=jnp.float32)
-        d_k = d_k.at[:, :, :seen].add(part(d_scores, q_BKMH))
-        d_v = d_v.at[:, :, :seen].add(part(weights.astype(q.dtype), do_BKMH))
+        q_BKMH, do_BKMH, k_BKPH, v_BKPH = _rows(block, q), _rows(block, d_out), k[:, :, :seen], v[:, :, :seen]
+        mask_BKPM = _mask(block, K, G, q_segments, k_segments, offset, keys_first=True)
+        scores_BKPM = jnp.where(mask_BKPM, _product("bkph,bkmh->bkpm", k_BKPH, q_BKMH), MASKED)
+        weights_BKPM = jnp.exp(scores_BKPM - normaliser_BKM[:, :, None])
+        d_weights_BKPM = _product("bkph,bkmh->bkpm", v_BKPH, do_BKMH)
+        row_dot_BK1M = row_dot_BKGT[..., start:end].reshape(B, K, 1, -1)
+        d_scores_BKPM = (weights_BKPM * (d_weights_BKPM - row_dot_BK1M)).astype(q.dtype)
+        d_q.append(jnp.einsum("bkpm,bkph->bkmh", d_scores_BKPM, k_BKPH).reshape(B, K, G, -1, H))
+        d_k = d_k.at[:, :, :seen].add(_product("bkpm,bkmh->bkph", d_scores_BKPM, q_BKMH))
+        d_v = d_v.at[:, :, :seen].add(_product("bkpm,bkmh->bkph", weights_BKPM.astype(q.dtype), do_BKMH))
     none = [np.zeros(x.shape, jax.dtypes.float0) for x in (q_segments, k_segments, offset)]
     return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), *none
 

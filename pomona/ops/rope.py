@@ -1,14 +1,30 @@
-"""Rotary positions: half-split pairs, as most open decoders and all exporters expect."""
+"""Rotary positions: half-split pairs, as most open decoders and all exporters expect.
+
+Shapes: B batch, T tokens, N heads, H head, C = H / 2.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def rope(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Turns dimension pair (i, i + H/2) by position * base^(-2i/H) radians; angles in float32."""
-    half = x_BTNH.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1C = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle_BT1C), jnp.sin(angle_BT1C)
+def rotation(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """(cos_BTC, sin_BTC) of the angles position * base^(-2i/H), float32; made once, for all layers and heads."""
+    frequency_C = base ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
+    angle_BTC = positions_BT[..., None].astype(jnp.float32) * frequency_C
+    return _stored(jnp.cos(angle_BTC)), _stored(jnp.sin(angle_BTC))
+
+
+def rope(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each dimension pair (i, i + H/2) by its angle; float32 inside."""
+    cos_BT1C, sin_BT1C = (table[:, :, None] for table in rotation)
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    turned = jnp.concatenate([a * cos_BT1C - b * sin_BT1C, b * cos_BT1C + a * sin_BT1C], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def _stored(table_BTC: jax.Array) -> jax.Array:
+    """The same values. XLA:CPU would compute the cosine again in every loop that reads it, for every head; a product
+    is never made part of a loop, so there the table goes through one with the identity, which is exact."""
+    identity = np.eye(table_BTC.shape[-1], dtype=np.float32)
+    return jax.lax.platform_dependent(table_BTC, cpu=lambda x: x @ identity, default=lambda x: x)

@@ -5,6 +5,7 @@ sharded over `fsdp` along `model`, and are gathered along it just before use (`g
 set by `jax.set_mesh`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,11 @@ def partition(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> PartitionS
     return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
 
 
+def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
+    """Over how many devices a logical axis is spread on a mesh with these axis sizes."""
+    return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
+
+
 def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:
     """Checks that every sharded dimension splits evenly over a mesh with these axis sizes.
 
@@ -47,13 +53,10 @@ def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[st
         UserError: it does not; the message names the dimension and the mesh axes.
     """
     for length, axis in zip(shape, axes, strict=True):
-        place = TABLE[axis] if axis is not None else ()
-        shards = 1
-        for mesh_axis in place:
-            shards *= sizes[mesh_axis]
-        if length % shards:
+        if length % (number := shards(axis, sizes)):
+            place = TABLE[axis or ""]
             raise UserError(
-                f"{name} has {length} along {axis!r}, which does not divide over {shards} devices.",
+                f"{name} has {length} along {axis!r}, which does not divide over {number} devices.",
                 f"{axis!r} is sharded over the mesh axes {' and '.join(place)}: "
                 + ", ".join(f"{mesh_axis} {sizes[mesh_axis]}" for mesh_axis in place)
                 + ".",

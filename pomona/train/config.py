@@ -6,9 +6,11 @@ from pomona.checkpoint.config import CheckpointConfig, check_checkpoint
 from pomona.core.errors import UserError
 from pomona.data.config import DataConfig, Weight, check_data
 from pomona.metrics.config import MetricsConfig
-from pomona.model.config import Architecture, Execution, check_architecture
+from pomona.model.config import Architecture, Execution, check_architecture, resolve
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig
+
+CPU_MICRO_BATCH_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Stage:
     rope_base: float = 500_000.0
     mixture: tuple[Weight, ...] | None = None
     """Weights of the sources in this stage; the sources' own where absent."""
-    micro_batches: int = 1
-    """The batch is worked on in so many parts, whose gradients add up."""
+    micro_batches: int | None = None
+    """The batch is worked on in so many parts, whose gradients add up. Absent: one part, but on CPUs as many as leave
+    1024 tokens to a device, since memory that is used again is faster there than new memory."""
 
     @property
     def batch_tokens(self) -> int:
@@ -69,6 +72,29 @@ def total_tokens(run: Run) -> int:
     return sum(stage.steps * stage.batch_tokens for stage in run.stages)
 
 
+def decide(run: Run, platform: str, num_devices: int, batch_shards: int) -> Run:
+    """The same run with every choice made that is left to the devices.
+
+    Args:
+        batch_shards: how many devices the sequences of a batch are spread over.
+    """
+    stages = (dataclasses.replace(s, micro_batches=_micro_batches(s, platform, batch_shards)) for s in run.stages)
+    execution = resolve(run.execution, platform, num_devices)
+    return dataclasses.replace(run, stages=tuple(stages), execution=execution)
+
+
+def _micro_batches(stage: Stage, platform: str, batch_shards: int) -> int:
+    if stage.micro_batches is not None:
+        return stage.micro_batches
+    if platform != "cpu":
+        return 1
+    rows = stage.batch_size // batch_shards
+    enough = [
+        n for n in range(1, rows + 1) if rows % n == 0 and rows // n * stage.sequence_length >= CPU_MICRO_BATCH_TOKENS
+    ]
+    return max(enough, default=1)
+
+
 def check_run(run: Run) -> None:
     """Raises `UserError` for anything that can be seen to be wrong before data or devices are touched."""
     check_architecture(run.architecture)
@@ -78,16 +104,17 @@ def check_run(run: Run) -> None:
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")
     for index, stage in enumerate(run.stages):
-        sizes = (stage.steps, stage.batch_size, stage.sequence_length, stage.micro_batches)
+        micro_batches = 1 if stage.micro_batches is None else stage.micro_batches
+        sizes = (stage.steps, stage.batch_size, stage.sequence_length, micro_batches)
         if min(sizes) < 1:
             raise UserError(
                 f"stage {stage.name!r} has steps, batch size, sequence length, micro-batches {sizes}.",
                 "each is at least 1.",
                 "--stages.0.steps 100",
             )
-        if stage.batch_size % stage.micro_batches:
+        if stage.batch_size % micro_batches:
             raise UserError(
-                f"stage {stage.name!r} cuts {stage.batch_size} sequences into {stage.micro_batches} micro-batches.",
+                f"stage {stage.name!r} cuts {stage.batch_size} sequences into {micro_batches} micro-batches.",
                 "micro-batches are equal, so their number divides the batch size.",
                 "--stages.0.micro-batches 1",
             )

@@ -12,24 +12,26 @@ from jax.sharding import Mesh
 from pomona.data.loader import Batch, Batches, stream
 from pomona.model.objective import TokenBatch
 from pomona.parallel import rules
+from pomona.train.config import Stage
 from pomona.train.step import BATCH_AXES
 
 
 class Feed:
-    """Turns host batches of a fixed shape into device arrays [A, B, T].
+    """Turns host batches of a stage into device arrays [A, B, T].
 
     Raises:
         UserError: the batch does not divide over the mesh.
     """
 
-    def __init__(self, mesh: Mesh, batch_size: int, sequence_length: int, micro_batches: int = 1):
-        self._shape = (micro_batches, batch_size // micro_batches, sequence_length)
+    def __init__(self, mesh: Mesh, stage: Stage):
+        assert stage.micro_batches, "decide() the run first"
+        self._shape = (stage.micro_batches, stage.batch_size // stage.micro_batches, stage.sequence_length)
         rules.check_divides("the batch", self._shape, BATCH_AXES, mesh.shape)
         self._sharding = rules.sharding(mesh, BATCH_AXES)
         places = self._sharding.addressable_devices_indices_map(self._shape).values()
         spans = {place[1].indices(self._shape[1])[:2] for place in places if place is not None}
         columns = sorted({b for first, last in spans for b in range(first, last)})
-        self.rows = [a * self._shape[1] + b for a in range(micro_batches) for b in columns]
+        self.rows = [a * self._shape[1] + b for a in range(stage.micro_batches) for b in columns]
         self._local = {row: i for i, row in enumerate(self.rows)}
 
     def put(self, batch: Batch) -> TokenBatch:

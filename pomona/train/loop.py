@@ -21,12 +21,11 @@ from pomona.metrics import tensorboard
 from pomona.metrics.live import Live
 from pomona.metrics.rates import Meter, Work
 from pomona.metrics.records import append_record, drop_after
-from pomona.model.config import resolve
 from pomona.model.count import training_flops
 from pomona.optim.build import start_stage
 from pomona.parallel import rules
 from pomona.parallel.mesh import any_process, build_mesh, start_processes, wait_for_all
-from pomona.train.config import Run, Stage, check_run, total_steps
+from pomona.train.config import Run, Stage, check_run, decide, total_steps
 from pomona.train.evaluate import HeldOut, evaluate
 from pomona.train.feed import Feed
 from pomona.train.signals import StopRequest, stop_requests
@@ -69,12 +68,14 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
     check_run(run)
     start_processes()
     mesh = build_mesh(run.mesh)
+    devices = mesh.devices.flat
+    asked, run = run, decide(run, devices[0].platform, len(devices), rules.shards("batch", mesh.shape))
     shardings = state_shardings(run, mesh)  # an impossible mesh is found before anything is written
     for stage in run.stages:
-        Feed(mesh, stage.batch_size, stage.sequence_length, stage.micro_batches)
+        Feed(mesh, stage)
     folder, leads = RunFolder(path), jax.process_index() == 0
     live = live or Live(total_steps(run), silent=not leads)
-    resumed = claim(folder, run) if leads else folder.config.exists()
+    resumed = claim(folder, asked) if leads else folder.config.exists()
     wait_for_all("run folder")
     prepared = prepare(run.data, live.message)
     _check_corpus(run, prepared)
@@ -165,9 +166,8 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
     batches = open_batches(
         session.prepared, stage.sequence_length, stage.batch_size, run.seed + 1_000_003 * index, stage.mixture
     )
-    feed = Feed(mesh, stage.batch_size, stage.sequence_length, stage.micro_batches)
-    execution = resolve(run.execution, mesh.devices.flat[0].platform)
-    body = train_step(run, index, execution)
+    feed = Feed(mesh, stage)
+    body = train_step(run, index)
     shardings = state_shardings(run, mesh)
     step_function = jax.jit(body, donate_argnums=0, out_shardings=(shardings, rules.sharding(mesh, ())))
 
@@ -255,14 +255,12 @@ def _record(session: Session, record: dict[str, Any]) -> None:
 
 def _held_out(session: Session, stage: Stage) -> HeldOut:
     run, mesh = session.run, session.mesh
-    size = stage.batch_size // stage.micro_batches
-    execution = resolve(run.execution, mesh.devices.flat[0].platform)
     token_bytes = load_tokenizer(session.prepared.tokenizer).token_bytes()
     return HeldOut(
-        batches=heldout_batches(session.prepared, stage.sequence_length, size, run.evaluation.max_batches),
+        batches=heldout_batches(session.prepared, stage.sequence_length, stage.batch_size, run.evaluation.max_batches),
         token_bytes=token_bytes,
-        feed=Feed(mesh, size, stage.sequence_length),
-        step=jax.jit(evaluation_step(run.architecture, execution, stage.rope_base)),
+        feed=Feed(mesh, stage),
+        step=jax.jit(evaluation_step(run, stage)),
     )
 
 

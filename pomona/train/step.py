@@ -10,24 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pomona.model.config import Architecture, Execution
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.optim.build import measure
-from pomona.train.config import Run
+from pomona.train.config import Run, Stage
 from pomona.train.state import TrainState, stage_optimizer
 
 BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
 
 
-def train_step(
-    run: Run, index: int, execution: Execution
-) -> Callable[[TrainState, TokenBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step of stage `index`: (state, batch of [A, B, T]) -> (new state, float32 scalars about the step)."""
-    stage, architecture = run.stages[index], run.architecture
+def train_step(run: Run, index: int) -> Callable[[TrainState, TokenBatch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step of stage `index` of a decided run: (state, batch of [A, B, T]) -> (new state, float32 scalars)."""
+    stage = run.stages[index]
     optimizer = stage_optimizer(run, index)
 
     def loss(params: Any, batch: TokenBatch, total_tokens: jax.Array) -> tuple[jax.Array, LossSums]:
-        sums = next_token_loss(params, batch, architecture, execution, stage.rope_base)
+        sums = next_token_loss(params, batch, run.architecture, run.execution, stage.rope_base)
         return sums.total / total_tokens, sums
 
     gradient = jax.grad(loss, has_aux=True)
@@ -57,13 +54,13 @@ def train_step(
     return step
 
 
-def evaluation_step(
-    architecture: Architecture, execution: Execution, rope_base: float
-) -> Callable[[Any, TokenBatch], jax.Array]:
-    """A function (parameters, batch of [1, B, T]) -> the sum of nats over the batch's targets."""
+def evaluation_step(run: Run, stage: Stage) -> Callable[[Any, TokenBatch], jax.Array]:
+    """A function (parameters, batch of [A, B, T]) -> the sum of nats over the batch's targets."""
 
     def step(params: Any, batch: TokenBatch) -> jax.Array:
-        one = jax.tree.map(lambda x: x[0], batch)
-        return next_token_loss(params, one, architecture, execution, rope_base).nll
+        def nats(micro: TokenBatch) -> jax.Array:
+            return next_token_loss(params, micro, run.architecture, run.execution, stage.rope_base).nll
+
+        return jnp.sum(jax.lax.map(nats, batch))
 
     return step

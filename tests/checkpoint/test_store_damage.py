@@ -100,7 +100,7 @@ def test_any_damage_falls_back_to_the_one_before(tmp_path, damage):
 def test_all_damaged_is_one_clear_error_and_nothing_is_deleted(tmp_path):
     write(tmp_path, 1)
     data_files(tmp_path / "1")[0].unlink()
-    with pytest.raises(UserError, match="step 1: .* is missing"):
+    with pytest.raises(UserError, match=r"step 1: .* is missing"):
         restore(tmp_path, abstract(1))
     assert set_aside(tmp_path, 1).name == "1.damaged"
     assert steps(tmp_path) == []

@@ -89,7 +89,7 @@ def loss_and_gradients(mesh_config, execution):
 
 @pytest.fixture(scope="module")
 def reference():
-    return loss_and_gradients(MeshConfig(fsdp=1), Execution("float32", "reference", "unrolled"))
+    return loss_and_gradients(MeshConfig(fsdp=1), Execution("float32", "reference", "unrolled", "plain"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def reference():
     ],
 )
 def test_the_loss_does_not_depend_on_how_it_is_computed(reference, mesh, attention, layers, remat):
-    value, gradients = loss_and_gradients(mesh, Execution("float32", attention, layers, remat, 48))
+    gradients = "transposed" if mesh == MeshConfig(fsdp=1) else "plain"
+    value, gradients = loss_and_gradients(mesh, Execution("float32", attention, layers, gradients, remat, 48))
     assert value == pytest.approx(reference[0], rel=1e-6)
     for ours, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(reference[1])):
         np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
@@ -113,4 +114,9 @@ def test_the_loss_does_not_depend_on_how_it_is_computed(reference, mesh, attenti
 def test_auto_is_decided_by_the_platform():
     assert resolve(Execution(), "tpu").attention == "splash"
     assert resolve(Execution(), "gpu").compute_dtype == "bfloat16"
-    assert resolve(Execution(attention="reference"), "cpu") == Execution("float32", "reference", "unrolled")
+    assert resolve(Execution(attention="reference"), "cpu") == Execution(
+        "float32", "reference", "unrolled", "transposed"
+    )
+    assert resolve(Execution(), "cpu", num_devices=8).weight_gradients == "plain"
+    with pytest.raises(UserError, match="weight_gradients is 'transposed' on 8 devices"):
+        resolve(Execution(weight_gradients="transposed"), "cpu", num_devices=8)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pomona.ops.cross_entropy import cross_entropy
 from pomona.ops.norm import rms_norm
-from pomona.ops.rope import rope
+from pomona.ops.rope import rope, rotation
 
 Z = 1e-2  # large enough to show in the numbers
 
@@ -84,4 +84,4 @@ def test_norm_and_rope_against_numpy():
     angle = positions[..., None] * 1000.0 ** (-np.arange(4) / 4)
     turn = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[:, :, None]
     expected = np.concatenate([turn.real, turn.imag], axis=-1)
-    np.testing.assert_allclose(rope(f32(x), jnp.asarray(positions), 1000.0), expected, atol=1e-5)
+    np.testing.assert_allclose(rope(f32(x), rotation(jnp.asarray(positions), x.shape[-1], 1000.0)), expected, atol=1e-5)

@@ -38,7 +38,7 @@ def test_two_dimensions_on_one_axis_are_a_bug_of_ours():
 
 
 def test_a_dimension_that_does_not_divide_is_named():
-    with pytest.raises(UserError, match="'kv_heads'.*4 devices"):
+    with pytest.raises(UserError, match=r"'kv_heads'.*4 devices"):
         rules.check_divides("key", (64, 2, 16), ("model", "kv_heads", None), {"fsdp": 2, "tensor": 4})
 
 

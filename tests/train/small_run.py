@@ -15,24 +15,24 @@ def small_run(cache, **changes):
     from pomona.train.config import Evaluation, Run, Stage
 
     later = Schedule(0.003, warmup_steps=1)
-    fields = dict(
-        name="small",
-        architecture=Architecture(400, 64, 2, 4, 2, 16, 128),
-        stages=(
+    fields = {
+        "name": "small",
+        "architecture": Architecture(400, 64, 2, 4, 2, 16, 128),
+        "stages": (
             Stage("core", 8, 8, 32, Schedule(0.01, warmup_steps=2), micro_batches=1),
             Stage("context", 6, 8, 64, later, rope_base=1e6),
         ),
-        data=DataConfig(
+        "data": DataConfig(
             sources=(Source("a", str(Path(cache) / "text.txt.d")),),
             tokenizer=TokenizerConfig(vocab_size=400),
             heldout_fraction=0.1,
             cache=str(cache),
             workers=1,
         ),
-        checkpoint=CheckpointConfig(every_steps=3, keep=5),
-        metrics=MetricsConfig(log_every_steps=1),
-        evaluation=Evaluation(every_steps=5, max_batches=3),
-    )
+        "checkpoint": CheckpointConfig(every_steps=3, keep=5),
+        "metrics": MetricsConfig(log_every_steps=1),
+        "evaluation": Evaluation(every_steps=5, max_batches=3),
+    }
     return dataclasses.replace(Run(**fields), **changes)
 
 
@@ -42,7 +42,7 @@ def write_text(cache):
     folder = Path(cache) / "text.txt.d"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    words = "the quick brown fox jumps over lazy dogs while many numbers wait".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "many", "numbers", "wait"]
     for i in range(120):
         (folder / f"{i}.txt").write_text(f"{i}: " + " ".join(rng.choice(words, rng.integers(20, 200))))
 

@@ -75,14 +75,23 @@ KILL = "import os, signal, pomona.train.loop as loop\n"
     ("hook", "code"),
     [
         # between steps, in mid-stage
-        (KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
-                "os.kill(os.getpid(), 9) if step == 7 else None)", -9),
+        (
+            KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
+            "os.kill(os.getpid(), 9) if step == 7 else None)",
+            -9,
+        ),
         # while a checkpoint is being written
-        (KILL + "loop.Store.save = lambda self, step, *a, save=loop.Store.save: (save(self, step, *a), "
-                "os.kill(os.getpid(), 9) if step == 6 else None)", -9),
+        (
+            KILL + "loop.Store.save = lambda self, step, *a, save=loop.Store.save: (save(self, step, *a), "
+            "os.kill(os.getpid(), 9) if step == 6 else None)",
+            -9,
+        ),
         # by the cluster, politely
-        (KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
-                "os.kill(os.getpid(), signal.SIGTERM) if step == 10 else None)", 75),
+        (
+            KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
+            "os.kill(os.getpid(), signal.SIGTERM) if step == 10 else None)",
+            75,
+        ),
     ],
     ids=["kill", "kill-in-save", "sigterm"],
 )
@@ -155,9 +164,11 @@ def test_adamw_trains_too(cache, tmp_path):
 def test_a_diverged_run_names_its_steps(cache, tmp_path, monkeypatch):
     from pomona.train import loop
 
-    broken = lambda run, index, execution: lambda state, batch: (
-        state,
-        {"loss": jax.numpy.nan * batch.tokens.sum(), "gradient_norm": jax.numpy.float32(1)},
+    broken = lambda run, index, execution: (
+        lambda state, batch: (
+            state,
+            {"loss": jax.numpy.nan * batch.tokens.sum(), "gradient_norm": jax.numpy.float32(1)},
+        )
     )
     monkeypatch.setattr(loop, "train_step", broken)
     metrics = dataclasses.replace(small_run(cache).metrics, log_every_steps=4)
@@ -168,15 +179,15 @@ def test_a_diverged_run_names_its_steps(cache, tmp_path, monkeypatch):
 
 
 BAD_STARTS = {
-    "mesh": (dict(mesh=MeshConfig(tensor=3)), "does not fit 8 devices"),
-    "heads": (dict(mesh=MeshConfig(tensor=4)), "'kv_heads', which does not divide over 4"),
-    "batch": (dict(stages=(Stage("core", 4, 4, 32, Schedule(warmup_steps=1)),)), "the batch has 4 along 'batch'"),
-    "small": (dict(stages=(Stage("core", 4, 4096, 64, Schedule(warmup_steps=1)),)), "smaller than one batch"),
-    "steps": (dict(stages=(Stage("core", 0, 8, 32),)), "each is at least 1"),
-    "stages": (dict(stages=()), "has no stages"),
-    "micro": (dict(stages=(Stage("core", 4, 8, 32, Schedule(warmup_steps=1), micro_batches=3),)), "micro-batches"),
-    "warmup": (dict(stages=(Stage("core", 4, 8, 32),)), "warmup_steps is 5000"),
-    "keep": (dict(checkpoint=CheckpointConfig(keep=0)), "two checkpoints are kept"),
+    "mesh": ({"mesh": MeshConfig(tensor=3)}, "does not fit 8 devices"),
+    "heads": ({"mesh": MeshConfig(tensor=4)}, "'kv_heads', which does not divide over 4"),
+    "batch": ({"stages": (Stage("core", 4, 4, 32, Schedule(warmup_steps=1)),)}, "the batch has 4 along 'batch'"),
+    "small": ({"stages": (Stage("core", 4, 4096, 64, Schedule(warmup_steps=1)),)}, "smaller than one batch"),
+    "steps": ({"stages": (Stage("core", 0, 8, 32),)}, "each is at least 1"),
+    "stages": ({"stages": ()}, "has no stages"),
+    "micro": ({"stages": (Stage("core", 4, 8, 32, Schedule(warmup_steps=1), micro_batches=3),)}, "micro-batches"),
+    "warmup": ({"stages": (Stage("core", 4, 8, 32),)}, "warmup_steps is 5000"),
+    "keep": ({"checkpoint": CheckpointConfig(keep=0)}, "two checkpoints are kept"),
 }
 
 
