@@ -164,7 +164,7 @@ def test_adamw_trains_too(cache, tmp_path):
 def test_a_diverged_run_names_its_steps(cache, tmp_path, monkeypatch):
     from pomona.train import loop
 
-    broken = lambda run, index, execution: (
+    broken = lambda run, index: (
         lambda state, batch: (
             state,
             {"loss": jax.numpy.nan * batch.tokens.sum(), "gradient_norm": jax.numpy.float32(1)},
