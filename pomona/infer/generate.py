@@ -101,10 +101,7 @@ def generate(
         return [[] for _ in prompts]
     cache = empty_cache(architecture, jnp.asarray(padding_B), longest + max_tokens, jnp.dtype(execution.compute_dtype))
     key = jax.random.key(seed)
-    step = jax.jit(
-        partial(_step, architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling),
-        donate_argnames="cache",
-    )
+    step = partial(_step, architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling)
     next_B, cache = step(params, jnp.asarray(tokens_BT), cache=cache, key=jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     done = [False] * len(prompts)
@@ -119,6 +116,7 @@ def generate(
     return out
 
 
+@partial(jax.jit, static_argnames=("architecture", "execution", "rope_base", "sampling"), donate_argnames="cache")
 def _step(
     params: Decoder,
     tokens_BT: jax.Array,

@@ -31,22 +31,20 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Token ids [B], int32. The filters apply in the usual order: temperature, then top-k, then top-p."""
+    """Token ids [B], int32. The filters apply in the usual order: temperature, then top-k, then top-p.
+
+    top-p keeps the smallest set of most likely tokens that reaches it (Holtzman et al. 2020), one at least. Of equally
+    likely tokens the lower id comes first, so that ties never widen a set.
+    """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
-    if sampling.top_k:
-        kth_B1 = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
-    if sampling.top_p < 1:
-        logits_BV = jnp.where(_nucleus(logits_BV, sampling.top_p), logits_BV, -jnp.inf)
-    return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
-
-
-def _nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
-    """True for the smallest set of most likely tokens that reaches `top_p` (Holtzman et al. 2020); never empty."""
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    probabilities = jax.nn.softmax(sorted_BV, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
-    return logits_BV >= jnp.take_along_axis(sorted_BV, last, axis=-1)
+    if not sampling.top_k and sampling.top_p == 1:
+        return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+    V = logits_BV.shape[-1]
+    best_BC, ids_BC = jax.lax.top_k(logits_BV, min(sampling.top_k or V, V))
+    probabilities_BC = jax.nn.softmax(best_BC, axis=-1)
+    before_BC = jnp.cumsum(probabilities_BC, axis=-1) - probabilities_BC
+    best_BC = jnp.where((before_BC < sampling.top_p) | (sampling.top_p == 1), best_BC, -jnp.inf)
+    choice_B1 = jax.random.categorical(key, best_BC, axis=-1)[:, None]
+    return jnp.take_along_axis(ids_BC, choice_B1, axis=-1)[:, 0].astype(jnp.int32)

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -72,7 +73,8 @@ def our_logits(one: Model, tokens: list[int]) -> np.ndarray:
     rows = (tokens, tokens, [1] * T, list(range(T)))
     batch = TokenBatch(*(jnp.asarray([row], jnp.int32) for row in rows))
     execution = resolve(one.run.execution, "cpu")
-    hidden_BTD = hidden_states(one.params, batch, one.run.architecture, execution, one.stage.rope_base)
+    run = jax.jit(hidden_states, static_argnums=(2, 3, 4))
+    hidden_BTD = run(one.params, batch, one.run.architecture, execution, one.stage.rope_base)
     return np.asarray(hidden_BTD[0] @ one.params.embedding.T)
 
 
