@@ -2,7 +2,8 @@
 
     pomona train tiny
 
-Hardware: 2 CPU cores. Time: about 6 minutes. Cost: nothing. Expect about 1.5 bits per byte on held-out text.
+Hardware: 2 CPU cores. Time: about 5 minutes. Cost: nothing.
+Expect about 1.84 bits per byte on held-out text, from 4.00 before training.
 """
 
 from pomona.checkpoint.config import CheckpointConfig

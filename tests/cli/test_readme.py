@@ -1,0 +1,81 @@
+"""The README's commands are real: each is run as it stands there, on a small corpus and for a few steps.
+
+`make test` is what CI runs on a fresh checkout; what `make demo` types is tested in test_commands.py. What is added to
+a `pomona train` only makes it short.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    *("--stages.0.steps", "3", "--stages.0.batch-size", "2", "--stages.0.sequence-length", "32"),
+    *("--stages.0.schedule.warmup-steps", "1", "--evaluation.max-batches", "2", "--data.workers", "1"),
+    *("--data.tokenizer.vocab-size", "320", "--architecture.vocab-size", "320"),
+]
+
+
+def shell_lines(text):
+    """Lines of ```sh blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = (line.split("  #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def test_every_pomona_command_of_the_readme_works(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i in range(60):
+        words = " ".join(f"the {i + k} foxes jump over {k} lazy dogs" for k in range(12))
+        (tmp_path / "texts" / f"{i}.txt").write_text(words)
+    commands = [line for line in shell_lines((ROOT / "README.md").read_text()) if "pomona" in line]
+    commands = [line for line in commands if not line.startswith("pip ")]
+    assert {shlex.split(line)[1] for line in commands} == {"recipes", "train", "generate", "export", "import"}
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == ".venv/bin/pomona"
+        words = [sys.executable, "-m", "pomona.cli.main", *words[1:]] + (SHORT if words[1] == "train" else [])
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, line + "\n" + done.stderr
+        assert done.stdout, line
+    assert (tmp_path / "mine-hf" / "model.safetensors").exists() and (tmp_path / "runs" / "back").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_links_lead_somewhere_and_commands_have_known_names(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+    from pomona.cli.main import VERBS
+    from pomona.cli.train_verb import resolve
+    from pomona.recipes.registry import RECIPES
+
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line in shell_lines(text):
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert words[1] in targets, line
+        elif words[0].endswith("pomona"):
+            assert words[1] in VERBS, line
+            if words[1] == "train":
+                assert words[2] in RECIPES, line
+                resolve(words[2], words[3:])
+
+
+def test_the_readme_lists_every_recipe_with_its_numbers():
+    from pomona.cli.recipes_verb import amount
+    from pomona.model.count import count_parameters
+    from pomona.recipes.registry import RECIPES
+    from pomona.train.config import total_tokens
+
+    readme = (ROOT / "README.md").read_text()
+    for name, make in RECIPES.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", readme, flags=re.MULTILINE)
+        run = make()
+        assert f"| {amount(count_parameters(run.architecture).total)} | {amount(total_tokens(run))} |" in row
