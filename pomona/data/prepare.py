@@ -71,15 +71,15 @@ def corpus_fingerprint(config: DataConfig) -> str:
 
 
 def open_batches(
-    prepared: Prepared, sequence_length: int, batch_size: int, seed: int, mixture: Sequence[Weight] | None = None
+    prepared: Prepared, sequence_length: int, batch_size: int, seed: int, mixture: Sequence[Weight] = ()
 ) -> Batches:
-    """The training batches at a sequence length. `mixture` replaces the sources' own weights.
+    """The training batches at a sequence length. `mixture`, if any, replaces the sources' own weights.
 
     Raises:
         UserError: a source of the mixture is unknown, or all text makes less than one batch.
     """
     weights = {source.name: source.weight for source in prepared.config.sources}
-    if mixture is not None:
+    if mixture:
         for item in mixture:
             if item.source not in weights:
                 raise UserError(

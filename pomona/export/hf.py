@@ -73,6 +73,12 @@ def import_hf(source: Path, target: Path) -> Run:
     Raises:
         UserError: another architecture, missing tensors, wrong shapes, or an existing target.
     """
+    if not (source / "config.json").exists():
+        raise UserError(
+            f"{source} has no config.json.",
+            "a Hugging Face folder holds config.json, .safetensors files and a tokenizer.",
+            "pomona import hf FOLDER, with the folder's name as it is on disk.",
+        )
     config = read_json(source / "config.json")
     architecture, rope_base = _architecture(config, source)
     if not (source / MODEL_FILE).exists():

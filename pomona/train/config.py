@@ -24,8 +24,8 @@ class Stage:
     sequence_length: int
     schedule: Schedule = Schedule()
     rope_base: float = 500_000.0
-    mixture: tuple[Weight, ...] | None = None
-    """Weights of the sources in this stage; the sources' own where absent."""
+    mixture: tuple[Weight, ...] = ()
+    """Weights of the sources in this stage; the sources' own where empty."""
     micro_batches: int | None = None
     """The batch is worked on in so many parts, whose gradients add up. Absent: one part, but on CPUs as many as leave
     1024 tokens to a device, since memory that is used again is faster there than new memory."""

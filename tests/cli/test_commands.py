@@ -1,0 +1,120 @@
+"""What a person types and gets: help without JAX, one clear error for each mistake, overrides, resolved recipes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pomona.cli.main import VERBS, main
+from pomona.cli.train_verb import resolve
+from pomona.core.config import to_json
+from pomona.optim.config import AdamW
+from pomona.recipes.registry import RECIPES
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["recipes"], ["recipes", "tiny"], ["train", "--help"]]
+)
+def test_what_only_informs_imports_neither_jax_nor_numpy(arguments):
+    code = f"import sys; from pomona.cli.main import main; assert main({arguments!r}) == 0\n"
+    code += "heavy = {'jax', 'numpy', 'optax', 'grain', 'orbax', 'sentencepiece'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in VERBS)
+    for verb in VERBS:
+        try:
+            assert main([verb, "--help"]) == 0
+        except SystemExit as leaving:  # tyro's own way out
+            assert leaving.code == 0
+        assert f"pomona {verb}" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_with_parameters_tokens_and_chips(capsys):
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in RECIPES)
+    for fact in ("69.3 B", "2.74 B", "7.4 T", "8192 v4", "2048 v5p", "2 CPU cores"):
+        assert fact in printed, fact
+
+
+MISTAKES = {
+    "unknown verb": (["trian", "tiny"], "there is no verb 'trian'", "train"),
+    "unknown recipe": (["train", "tinny"], "tinny", "tiny"),
+    "misspelt override": (["train", "tiny", "--stages.0.step", "3"], "--stages.0.step", "--stages.0.steps"),
+    "a word for a number": (["train", "tiny", "--stages.0.steps", "many"], "many", "--help"),
+    "a part for a setting": (["train", "tiny", "--optimizer", "adamw"], "--optimizer is a part", "optimizer:adam-w"),
+    "a field of the other kind": (["train", "tiny", "--optimizer.epsilon", "1"], "--optimizer.epsilon", "--help"),
+    "a stray word": (["train", "tiny", "fast"], "fast", "--help"),
+    "no value": (["train", "tiny", "--run"], "--run has no value", "--run runs/mine"),
+    "impossible schedule": (["train", "tiny", "--stages.0.steps", "3"], "warm", "--stages.0"),
+    "impossible mesh": (["train", "tiny", "--mesh.tensor", "3"], "tensor 3", "--mesh.data 1"),
+    "indivisible mesh": (
+        ["train", "tiny", "--mesh.fsdp", "1", "--mesh.tensor", "8"],
+        "4 along 'heads'",
+        "--mesh.tensor N",
+    ),
+    "indivisible batch": (["train", "tiny", "--stages.0.batch-size", "12"], "12", "--mesh.fsdp N"),
+    "unknown recipe to show": (["recipes", "big"], "big", "tiny"),
+    "no run to speak": (["generate", "runs/none", "hello"], "runs/none", "pomona train"),
+    "no run named": (["generate"], "run", "--help"),
+    "no run to export": (["export", "runs/none"], "runs/none", "pomona train"),
+    "unknown format": (["export", "runs/none", "--format", "onnx"], "onnx", "--help"),
+    "nothing to import": (["import", "hf", "nowhere"], "nowhere has no config.json", "pomona import hf"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_three_lines_exit_code_2_and_nothing_written(case, capsys, tmp_path, monkeypatch):
+    arguments, problem, advice = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    what, rule, fix = printed.err.strip().splitlines()
+    assert what.startswith("pomona: ") and problem in what, what
+    assert rule.startswith("  rule: ") and fix.startswith("  try:  ")
+    assert advice in fix or advice in rule, printed.err
+    assert not printed.out and list(tmp_path.iterdir()) == []
+
+
+def test_overrides_reach_every_kind_of_field():
+    run, path = resolve(
+        "tiny",
+        [
+            *("--run=runs/else", "--seed", "7", "--mesh.tensor", "2", "--stages.0.schedule.peak-learning-rate", "0.5"),
+            *("--data.sources.0.address", "mine/*.txt", "--execution.remat", "full", "--metrics.tensorboard"),
+            *("--stages.0.micro-batches", "2", "--data.tokenizer.path", "runs/old/tokenizer"),
+        ],
+    )
+    assert path == Path("runs/else")
+    assert (run.seed, run.mesh.tensor, run.stages[0].schedule.peak_learning_rate) == (7, 2, 0.5)
+    assert (run.data.sources[0].address, run.execution.remat, run.metrics.tensorboard) == ("mine/*.txt", "full", True)
+    assert (run.stages[0].micro_batches, run.data.tokenizer.path) == (2, "runs/old/tokenizer")
+    assert resolve("tiny", ["--metrics.no-tensorboard"])[0].metrics.tensorboard is False
+    other, _ = resolve("tiny", ["optimizer:adam-w", "--optimizer.epsilon", "0.5", "--seed", "3"])
+    assert (other.optimizer, other.seed) == (AdamW(epsilon=0.5), 3)
+    assert other.stages == resolve("tiny", [])[0].stages
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_resolved_recipe_is_the_stored_one(name):
+    """`POMONA_WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/cli` writes them anew, for a review to read."""
+    text = json.dumps(to_json(RECIPES[name]()), indent=1) + "\n"
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("POMONA_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
