@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pomona.cli.parse import parse
+from pomona.core.files import check_new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Export:
 def run(arguments: list[str]) -> None:
     """Writes the folder and says where."""
     options = parse(Export, arguments, "export")
+    output = options.output or options.run.with_name(options.run.name + "-hf")
+    check_new(output)
     from pomona.export.hf import export_hf
     from pomona.train.load import load_model
 
-    output = options.output or options.run.with_name(options.run.name + "-hf")
     export_hf(load_model(options.run, options.step), output, options.dtype)
     print(f"written to {output}\nnext: AutoModelForCausalLM.from_pretrained('{output}')")

@@ -25,9 +25,10 @@ class Generate:
     """Only the k most likely tokens; 0 for all."""
     top_p: float = 1.0
     """Only the most likely tokens that together have this probability."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a continuation; they are left out."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text that ends a continuation and is left out; may be given several times."""
     seed: int = 0
+    """Another seed draws other tokens."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
 

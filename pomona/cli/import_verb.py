@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pomona.cli.parse import parse
+from pomona.core.files import check_new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Import:
 def run(arguments: list[str]) -> None:
     """Writes the run folder and says where."""
     options = parse(Import, arguments, "import")
+    target = options.run or Path("runs") / options.folder.name
+    check_new(target)
     from pomona.export.hf import import_hf
 
-    target = options.run or Path("runs") / options.folder.name
     import_hf(options.folder, target)
     print(f'written to {target}\nnext: pomona generate {target} "def main():"')

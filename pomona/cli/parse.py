@@ -3,17 +3,26 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from pomona.core.config import did_you_mean, flatten
+from pomona.core.config import did_you_mean
 from pomona.core.errors import UserError
 
 T = TypeVar("T")
+
+RULES = {
+    "Value error": "a value has the type of its option",
+    "Invalid choice": "an option takes one of the values that the help lists",
+    "Missing argument": "an option is followed by its value",
+    "Required options": "what has no default has to be given",
+    "Unrecognized options": "every value follows its option's name; a switch takes no value",
+}
 
 
 def parse(function: Callable[..., T] | type[T], arguments: list[str], verb: str, **options: Any) -> T:
@@ -35,9 +44,35 @@ def parse(function: Callable[..., T] | type[T], arguments: list[str], verb: str,
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
-        raise UserError(
-            _message(caught.getvalue()), "arguments have names and types.", f"pomona {verb} --help"
-        ) from None
+        raise _error(caught.getvalue(), verb) from None
+
+
+def take(arguments: list[str], name: str, example: str) -> tuple[str | None, list[str]]:
+    """The value of an option that is no field, or None, and the other arguments.
+
+    Raises:
+        UserError: the option has no value, or is given twice.
+    """
+    value: str | None = None
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument != name and not argument.startswith(name + "="):
+            rest.append(argument)
+            continue
+        given = next(left, "") if argument == name else argument.split("=", 1)[1]
+        if not given or given.startswith("--"):
+            raise UserError(f"{name} has no value.", f"{name} is followed by its value.", f"{name} {example}")
+        if value is not None:
+            raise UserError(f"{name} is given twice.", "an option has one value.", f"{name} {given}")
+        value = given
+    return value, rest
+
+
+def kinds_first(config: Any, arguments: list[str]) -> list[str]:
+    """The arguments with each `part:kind` before the options, where tyro wants it."""
+    kinds = {_spelt(part, choice) for part, choices in _choices(config).items() for choice in choices}
+    return sorted(arguments, key=lambda argument: argument not in kinds)
 
 
 def check_names(config: Any, arguments: list[str], verb: str) -> None:
@@ -47,26 +82,55 @@ def check_names(config: Any, arguments: list[str], verb: str) -> None:
         UserError: an argument begins with `--` and names no field of `config`, or a whole part of it.
     """
     choices = _choices(config)
-    others = {f"{part}.{f.name}" for part, classes in choices.items() for c in classes for f in dataclasses.fields(c)}
-    known = {"--" + path.replace("_", "-") for path in {*flatten(config), *others}} | {"--help", "--run"}
+    known = set(options(config)).union(*(options(c, f"--{part}.") for part, each in choices.items() for c in each))
     groups = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
+    kinds = {_spelt(part, choice) for part, each in choices.items() for choice in each}
     for argument in arguments:
+        if argument.split(":")[0] in choices and argument not in kinds:
+            raise UserError(
+                f"there is no {argument}.",
+                "a part with several kinds is chosen as part:kind.",
+                did_you_mean(argument, kinds),
+            )
         name = argument.split("=")[0].replace("_", "-")
-        bare = re.sub(r"^--no-|(?<=\.)no-", lambda m: "--" if m.group().startswith("--") else "", name)
-        if name in groups:
-            options = [_spelt(name[2:], choice) for choice in choices.get(name[2:], [])]
-            options += sorted(each for each in known if each.startswith(name + "."))
+        part = name.removeprefix("--").removesuffix(".kind")
+        if name in groups or (name.startswith("--") and part in choices):
+            offered = [_spelt(part, choice) for choice in choices.get(part, [])]
+            offered += sorted(each for each in known if each.startswith(name + "."))
             raise UserError(
                 f"{name} is a part of the configuration, not a setting.",
                 "an override names one field, --part.field VALUE; a part with several kinds is chosen as part:kind.",
-                " or ".join(options[:3]) + f". `pomona {verb} --help` lists all.",
+                " or ".join(offered[:3]) + f". `pomona {verb} --help` lists all.",
             )
-        if argument.startswith("--") and not {name, bare} & known:
+        if name.startswith("--") and name not in known | {"--help", "--run"}:
+            last = name.removeprefix("--").rsplit(".")[-1]
+            same = sorted(option for option in known if option.rsplit(".")[-1] == last)
+            near = f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(name, known)
             raise UserError(
                 f"{argument.split('=')[0]} is no setting of this recipe.",
                 "an override names a field of the configuration: --part.field VALUE.",
-                f"{did_you_mean(name, known)} `pomona {verb} --help` lists all.",
+                f"{near} " * near.startswith("did") + f"`pomona {verb} --help` lists all.",
             )
+
+
+def options(config: Any, prefix: str = "--") -> Iterator[str]:
+    """The options that tyro makes of a config or its class; no configs where some could be, no option."""
+    hints = get_type_hints(config if isinstance(config, type) else type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name, None), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from options(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for index, item in enumerate(value):
+                yield from options(item, f"{prefix}{name}.{index}.")
+        elif isinstance(value, bool):
+            yield from (f"{prefix}{name}", f"{prefix}no-{name}")
+        elif not _configs_inside(hints[field.name]):
+            yield f"{prefix}{name}"
+
+
+def _configs_inside(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or any(map(_configs_inside, get_args(hint)))
 
 
 def _choices(config: Any) -> dict[str, list[Any]]:
@@ -81,11 +145,18 @@ def _spelt(part: str, choice: type) -> str:
     return f"{part}:" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", choice.__name__).lower()
 
 
-def _message(printed: str) -> str:
-    """tyro's error without its frame."""
-    lines = [re.sub(r"[╭╮╰╯│─]", "", line).strip() for line in printed.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("For full helptext", "Parsing error"))]
-    return " ".join(kept) or "the arguments could not be read"
+def _error(printed: str, verb: str) -> UserError:
+    """tyro's error, a frame around a title and some parts between lines, as one of ours."""
+    title, *lines = (line.strip("╭╮╰╯│ ").strip("─ ") for line in printed.splitlines())
+    parts = [" ".join(group) for blank, group in itertools.groupby(lines, key=lambda line: not line) if not blank]
+    what = re.sub(r"^Error parsing (\S+):", r"\1 cannot be read:", parts[0]) if parts else title
+    rule, fix = RULES.get(title, "arguments have names and types") + ".", f"pomona {verb} --help"
+    for part in parts[1:]:
+        if part.startswith("Argument helptext: "):
+            rule = part.removeprefix("Argument helptext: ")
+        elif part.startswith("Perhaps you meant: "):
+            fix = f"did you mean {part.removeprefix('Perhaps you meant: ')} Or: {fix}"
+    return UserError(what if what.endswith(".") else what + ".", rule, fix)
 
 
 def print_stdout(text: str) -> None:

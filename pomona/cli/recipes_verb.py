@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pomona.core.config import to_json
+from pomona.core.errors import UserError
 from pomona.model.count import count_parameters
 from pomona.recipes.registry import CHIPS, RECIPES, recipe
 from pomona.train.config import total_tokens
@@ -16,6 +17,12 @@ def run(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print("usage: pomona recipes [NAME]\n\nLists the recipes; with a name, prints its whole configuration.")
         return
+    if len(arguments) > 1:
+        raise UserError(
+            f"`pomona recipes` shows one recipe, not {len(arguments)}.",
+            "without a name it lists them all.",
+            f"pomona recipes {arguments[0]}",
+        )
     if arguments:
         print(json.dumps(to_json(recipe(arguments[0])()), indent=2))
         return

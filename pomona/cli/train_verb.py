@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pomona.cli.parse import check_names, parse
-from pomona.core.errors import UserError
+from pomona.cli.parse import check_names, kinds_first, parse, take
 from pomona.recipes.registry import recipe
 from pomona.train.config import Run
 
@@ -14,6 +13,12 @@ Trains a recipe from its first to its last step into FOLDER (default: runs/RECIP
 already, training goes on after its newest sound checkpoint. `pomona train RECIPE --help` lists every setting.
 """
 
+DESCRIPTION = """\
+{what}
+--run FOLDER is where it is trained, or goes on: runs/{name} by default. Another kind of a part, with settings of its
+own, is chosen as part:kind, as in optimizer:adam-w.
+"""
+
 
 def run(arguments: list[str]) -> None:
     """Resolves the configuration, then trains."""
@@ -22,9 +27,13 @@ def run(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     configured, path = resolve(name, rest)
+    import jax
+
     from pomona.train.loop import train
 
     result = train(configured, path)
+    if jax.process_index() != 0:
+        return
     print(f"\nbits per byte on held-out text: {result['bits_per_byte']:.3f}", end="")
     if "bits_per_byte_before" in result:
         print(f" (before training: {result['bits_per_byte_before']:.3f})", end="")
@@ -38,20 +47,10 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    default = recipe(name)()
+    make = recipe(name)
+    default = make()
     check_names(default, arguments, f"train {name}")
-    folder, rest = _take(arguments, "--run")
-    configured = parse(Run, rest, f"train {name}", default=default)
+    folder, rest = take(arguments, "--run", "runs/mine")
+    description = DESCRIPTION.format(name=name, what=(make.__doc__ or "").strip())
+    configured = parse(Run, kinds_first(default, rest), f"train {name}", default=default, description=description)
     return configured, Path(folder or f"runs/{name}")
-
-
-def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
-    """An option of the command that is no field of the configuration."""
-    for i, argument in enumerate(arguments):
-        if argument == name:
-            if i + 1 == len(arguments):
-                raise UserError(f"{name} has no value.", f"{name} is followed by a folder.", f"{name} runs/mine")
-            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
-        if argument.startswith(name + "="):
-            return argument.split("=", 1)[1], arguments[:i] + arguments[i + 1 :]
-    return None, arguments

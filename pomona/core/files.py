@@ -64,6 +64,16 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def check_new(path: Path) -> None:
+    """Raises `UserError` where `path` is anything but absent or an empty folder; to be asked before long work."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            f"{path} exists already.",
+            "a finished folder is never overwritten.",
+            "give another folder, or remove that one first.",
+        )
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling that becomes `path` when the block succeeds and vanishes when it fails.
@@ -71,12 +81,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: `path` exists already and is not an empty folder, or the disk is full.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"{path} exists already.",
-            "a finished folder is never overwritten.",
-            "give another folder, or remove that one first.",
-        )
+    check_new(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

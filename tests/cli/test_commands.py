@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pomona.cli.main import VERBS, main
+from pomona.cli.parse import options
 from pomona.cli.train_verb import resolve
 from pomona.core.config import to_json
 from pomona.optim.config import AdamW
@@ -59,7 +61,17 @@ MISTAKES = {
     "a part for a setting": (["train", "tiny", "--optimizer", "adamw"], "--optimizer is a part", "optimizer:adam-w"),
     "a field of the other kind": (["train", "tiny", "--optimizer.epsilon", "1"], "--optimizer.epsilon", "--help"),
     "a stray word": (["train", "tiny", "fast"], "fast", "--help"),
+    "another kind": (["train", "tiny", "optimizer:adamw"], "there is no optimizer:adamw", "optimizer:adam-w"),
+    "a kind as a setting": (["train", "tiny", "--optimizer.kind", "adamw"], "--optimizer.kind", "optimizer:adam-w"),
+    "a value for a switch": (["train", "tiny", "--metrics.tensorboard", "True"], "True", "a switch takes no value"),
+    "no such stage": (["train", "tiny", "--stages.1.steps", "3"], "--stages.1.steps", "--stages.0.steps"),
+    "a bare field": (["train", "tiny", "--batch-size", "3"], "--batch-size", "--stages.0.batch-size"),
+    "a choice that is none": (["train", "tiny", "--execution.remat", "some"], "'full'", "--help"),
+    "options first": (["train", "--run", "mine", "tiny"], "there is no recipe '--run'", "tiny"),
     "no value": (["train", "tiny", "--run"], "--run has no value", "--run runs/mine"),
+    "empty value": (["train", "tiny", "--run="], "--run has no value", "--run runs/mine"),
+    "given twice": (["train", "tiny", "--run", "a", "--run", "b"], "--run is given twice", "--run b"),
+    "two recipes to show": (["recipes", "tiny", "afm_85m"], "one recipe, not 2", "pomona recipes tiny"),
     "impossible schedule": (["train", "tiny", "--stages.0.steps", "3"], "warm", "--stages.0"),
     "impossible mesh": (["train", "tiny", "--mesh.tensor", "3"], "tensor 3", "--mesh.data 1"),
     "indivisible mesh": (
@@ -104,9 +116,22 @@ def test_overrides_reach_every_kind_of_field():
     assert (run.data.sources[0].address, run.execution.remat, run.metrics.tensorboard) == ("mine/*.txt", "full", True)
     assert (run.stages[0].micro_batches, run.data.tokenizer.path) == (2, "runs/old/tokenizer")
     assert resolve("tiny", ["--metrics.no-tensorboard"])[0].metrics.tensorboard is False
-    other, _ = resolve("tiny", ["optimizer:adam-w", "--optimizer.epsilon", "0.5", "--seed", "3"])
-    assert (other.optimizer, other.seed) == (AdamW(epsilon=0.5), 3)
-    assert other.stages == resolve("tiny", [])[0].stages
+    words = ["--optimizer.epsilon", "0.5", "--seed", "3"]
+    for arguments in (["optimizer:adam-w", *words], [*words, "optimizer:adam-w"]):
+        other, _ = resolve("tiny", arguments)
+        assert (other.optimizer, other.seed) == (AdamW(epsilon=0.5), 3)
+        assert other.stages == resolve("tiny", [])[0].stages
+    mixed, _ = resolve("afm_server", ["--stages.1.mixture.0.weight", "0.5", "--stages.2.batch_size=64"])
+    assert (mixed.stages[1].mixture[0].weight, mixed.stages[2].batch_size) == (0.5, 64)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_option_of_the_help_is_a_setting_and_the_other_way_round(name, capsys):
+    recipe = RECIPES[name]()
+    with pytest.raises(SystemExit):
+        main(["train", name, "--help"])
+    shown = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", capsys.readouterr().out)) - {"--help", "--run"}
+    assert shown == set(options(recipe))
 
 
 @pytest.mark.parametrize("name", RECIPES)
