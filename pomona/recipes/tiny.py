@@ -20,7 +20,7 @@ def tiny() -> Run:
         name="tiny",
         architecture=TINY,
         data=DataConfig(sources=(Source("stdlib", "stdlib"),), tokenizer=TokenizerConfig(vocab_size=TINY.vocab_size)),
-        stages=(Stage("core", steps=300, batch_size=16, sequence_length=256, schedule=core),),
-        checkpoint=CheckpointConfig(every_steps=100, every_seconds=120),
-        evaluation=Evaluation(every_steps=100, max_batches=20),
+        stages=(Stage("core", steps=250, batch_size=16, sequence_length=256, schedule=core),),
+        checkpoint=CheckpointConfig(every_steps=125, every_seconds=120),
+        evaluation=Evaluation(every_steps=125, max_batches=20),
     )
