@@ -6,6 +6,7 @@ final; a checkpoint without one (the process died in between) is judged by wheth
 
 import os
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +21,15 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / NAME, {"crc32": _checksums(folder)})
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Reads every byte once, files in parallel."""
+def damage(folder: Path, reader: int = 0, readers: int = 1) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Reads every byte once, files in parallel.
+
+    Several processes share the work: each is one of `readers` and sees its own part of the files.
+    """
     if not (folder / NAME).exists():
         return None
-    expected = read_json(folder / NAME)["crc32"]
-    present = _checksums(folder)
+    expected = dict(list(read_json(folder / NAME)["crc32"].items())[reader::readers])
+    present = _checksums(folder, expected)
     for name, record in expected.items():
         if name not in present:
             return f"{name} is missing"
@@ -35,8 +39,10 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _checksums(folder: Path) -> dict[str, list[int]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, list[int]]:
+    """Of the files with these names that exist, or of all."""
+    everything = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != NAME)
+    paths = sorted(path for name in (everything if names is None else names) if (path := folder / name).is_file())
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) * 2)) as pool:
         return dict(zip((str(path.relative_to(folder)) for path in paths), pool.map(_checksum, paths)))
 

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.checkpoint.manifest import damage, write_manifest
 from pomona.core.errors import UserError
+from pomona.parallel.mesh import any_text
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of every save at INFO and WARNING
 
@@ -113,13 +114,16 @@ def restore(folder: Path, abstract: dict[str, Any], step: int | None = None) -> 
         )
     skipped: list[tuple[int, str]] = []
     for candidate in present if step is None else [step]:
-        problem = damage(folder / str(candidate))
-        if problem is None:
+        # Processes take the same checkpoint or none: what one cannot read is passed over by all.
+        problem = any_text(damage(folder / str(candidate), jax.process_index(), jax.process_count()) or "")
+        if not problem:
             try:
                 trees, about = _load(folder / str(candidate), abstract)
-                return Restored(candidate, trees, about, tuple(skipped))
-            except (OSError, ValueError, KeyError, FileNotFoundError) as error:
-                problem = str(error).splitlines()[0][:200] or type(error).__name__
+            except (OSError, ValueError, KeyError) as error:
+                problem = [*str(error).splitlines(), type(error).__name__][0][:200]
+            problem = any_text(problem)
+        if not problem:
+            return Restored(candidate, trees, about, tuple(skipped))
         skipped.append((candidate, problem))
     if skipped:
         listed = "; ".join(f"step {number}: {problem}" for number, problem in skipped)

@@ -50,7 +50,7 @@ def prepare(config: DataConfig, report: Callable[[str], None]) -> Prepared:
     """
     check_data(config)
     folder = Path(config.cache) / corpus_fingerprint(config)
-    with disk_errors(folder), _lock(folder):
+    with disk_errors(folder), _lock(folder, report):
         if not (folder / "done.json").exists():
             _prepare(config, folder, report)
     done = read_json(folder / "done.json")
@@ -163,9 +163,13 @@ def _records(prepared: Prepared, source: str, length: int, heldout: bool) -> Rec
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """One process at a time; the kernel drops the lock of a process that dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another process is preparing the same text in {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

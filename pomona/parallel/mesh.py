@@ -1,7 +1,9 @@
 """The device mesh and the processes that share it."""
 
+import contextlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import AxisType, Mesh
 from pomona.core.errors import UserError
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
 
+MESSAGE_BYTES = 4096  # what processes tell each other is cut here
 LAUNCHER_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_COORDINATOR_ADDRESS")
 
 
@@ -70,7 +73,34 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+def any_text(text: str) -> str:
+    """The text of the first process that has one, or an empty one. All processes have to call it at the same step."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(MESSAGE_BYTES, np.uint8)
+    content = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
+    mine[: len(content)] = content
+    gathered = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, MESSAGE_BYTES)
+    said = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]
+    return next((each for each in said if each), "")
+
+
+@contextlib.contextmanager
+def same_fate() -> Iterator[None]:
+    """All processes leave the block together: a `UserError` of one of them is raised on each.
+
+    Without it the others would wait for the one that has ended until the job's own time-out.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        half = MESSAGE_BYTES // 8  # JSON may need several bytes a character
+        parts = (failure.what[:half], failure.rule[:half], failure.fix[:half]) if failure else ()
+        told = any_text(json.dumps(parts) if parts else "")
+        if told and failure is None:
+            failure = UserError(*json.loads(told))
+    if failure is not None:
+        raise failure

@@ -20,14 +20,15 @@ from pomona.data.tokenizer import MODEL_FILE, load_tokenizer
 from pomona.metrics import tensorboard
 from pomona.metrics.live import Live
 from pomona.metrics.rates import Meter, Work
-from pomona.metrics.records import append_record, drop_after
+from pomona.metrics.records import append_record, drop_after, read_records
 from pomona.model.count import training_flops
 from pomona.optim.build import start_stage
 from pomona.parallel import rules
-from pomona.parallel.mesh import any_process, build_mesh, start_processes, wait_for_all
+from pomona.parallel.mesh import any_process, any_text, build_mesh, same_fate, start_processes
 from pomona.train.config import Run, Stage, check_run, decide, total_steps
 from pomona.train.evaluate import HeldOut, evaluate
 from pomona.train.feed import Feed
+from pomona.train.flight import About, Flight
 from pomona.train.signals import StopRequest, stop_requests
 from pomona.train.state import TrainState, abstract_state, create_state, state_shardings
 from pomona.train.step import evaluation_step, train_step
@@ -75,12 +76,16 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
         Feed(mesh, stage)
     folder, leads = RunFolder(path), jax.process_index() == 0
     live = live or Live(total_steps(run), silent=not leads)
-    resumed = claim(folder, asked) if leads else folder.config.exists()
-    wait_for_all("run folder")
-    prepared = prepare(run.data, live.message)
-    _check_corpus(run, prepared)
-    if leads:
-        _keep_tokenizer(prepared, folder)
+    with same_fate():
+        if run.metrics.tensorboard:
+            tensorboard.check_installed()
+        if leads:
+            claim(folder, asked)
+    with same_fate():
+        prepared = prepare(run.data, live.message)
+        _check_corpus(run, prepared)
+        if leads:
+            _keep_tokenizer(prepared, folder)
     stalled = lambda: record_event(folder, "stalled", process=jax.process_index())
     with (
         jax.set_mesh(mesh),
@@ -88,55 +93,84 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
         Watchdog(run.stall_seconds, stalled) as watchdog,
         live,
     ):
-        state, step = _start(run, folder, mesh, shardings, prepared, live, resumed)
+        state, step = _start(run, folder, mesh, shardings, prepared, live)
+        before, after = _evaluations(folder, total_steps(run))
+        if step == total_steps(run) and after:
+            live.message(f"all {step} steps of this run are done already; nothing was changed")
+            return before | after
+        writer = _begin(run, folder, step, live, len(devices))
         store = Store(folder.checkpoints, run.checkpoint)
-        writer = tensorboard.open_writer(path / "tensorboard") if run.metrics.tensorboard and leads else None
         session = Session(run, folder, mesh, prepared, store, live, watchdog, stop, writer)
         try:
-            return _run_stages(session, state, step)
+            result = before | _run_stages(session, state, step)
         finally:
             store.close()
             if writer is not None:
                 writer.close()
+        if leads:
+            record_event(folder, "end", step=total_steps(run), **result)
+        return result
 
 
 def _start(
-    run: Run, folder: RunFolder, mesh: Mesh, shardings: TrainState, prepared: Prepared, live: Live, resumed: bool
+    run: Run, folder: RunFolder, mesh: Mesh, shardings: TrainState, prepared: Prepared, live: Live
 ) -> tuple[TrainState, int]:
     """The state and the number of steps already done."""
-    found = restore(folder.checkpoints, abstract_state(run, mesh).trees()) if resumed else None
+    found = restore(folder.checkpoints, abstract_state(run, mesh).trees())
     leads = jax.process_index() == 0
     for step, problem in found.skipped if found else ():
         live.message(f"checkpoint of step {step} is damaged and set aside: {problem}")
         if leads:
             kept = set_aside(folder.checkpoints, step)
             record_event(folder, "fallback", step=step, problem=problem, kept=kept.name)
-    wait_for_all("restored")
-    if found is None:
-        if leads:
-            drop_after(folder.metrics, -1)
-            record_event(folder, "start", devices=len(mesh.devices.flat))
-        return jax.jit(lambda: create_state(run), out_shardings=shardings)(), 0
     corpus = prepared.folder.name
-    if found.about.get("corpus") != corpus:
+    if found and found.about.get("corpus") != corpus:
         raise UserError(
             f"the text of this run has changed since it was started (corpus {found.about.get('corpus')} -> {corpus}).",
             "a resumed run sees the same batches, so its text stays as it was.",
             "restore the text, or start a new run with --run FOLDER.",
         )
-    live.message(f"resuming after step {found.step}")
-    if leads:
-        drop_after(folder.metrics, found.step)
-        record_event(folder, "resume", step=found.step, devices=len(mesh.devices.flat))
-    return TrainState(**found.trees), found.step
+    with same_fate():
+        if leads:
+            drop_after(folder.metrics, found.step if found else -1)
+    if found:
+        return TrainState(**found.trees), found.step
+    return jax.jit(lambda: create_state(run), out_shardings=shardings)(), 0
+
+
+def _begin(run: Run, folder: RunFolder, done: int, live: Live, num_devices: int) -> Any:
+    """Says and records where training begins; returns the TensorBoard writer, or None."""
+    if done:
+        live.message(f"resuming after step {done}")
+    if jax.process_index() != 0:
+        return None
+    if done:
+        record_event(folder, "resume", step=done, devices=num_devices)
+    else:
+        record_event(folder, "start", devices=num_devices)
+    if not run.metrics.tensorboard:
+        return None
+    return tensorboard.open_writer(folder.path / "tensorboard", first_step=done + 1 if done else 0)
+
+
+def _evaluations(folder: RunFolder, total: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What earlier starts of this run have measured before its first step, and after its last one."""
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    for record in read_records(folder.metrics):
+        if record["step"] == 0:
+            before = {"bits_per_byte_before": record["bits_per_byte"]}
+        elif record["step"] == total:  # a log line, then an evaluation
+            after = {name: record[name] for name in ("heldout_loss", "bits_per_byte") if name in record}
+    return before, after
 
 
 def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, float]:
     """All steps that are left; `done` of them are in `state`."""
     run, total = session.run, total_steps(session.run)
-    if done == total:
-        session.live.message(f"all {total} steps of this run are done")
-    result, first = {}, 0
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    first = 0
     for index, stage in enumerate(run.stages):
         last = first + stage.steps
         if done < last or index == len(run.stages) - 1:
@@ -144,19 +178,18 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
                 state = TrainState(state.params, start_stage(state.optimizer))
             heldout = _held_out(session, stage)
             if done == first == 0:
-                before = evaluate(state.params, heldout)["bits_per_byte"]
-                session.live.message(f"{before:.3f} bits per byte on held-out text before training")
-                _record(session, {"step": 0, "stage": stage.name, "bits_per_byte": before})
-                result["bits_per_byte_before"] = before
+                bits = evaluate(state.params, heldout)["bits_per_byte"]
+                session.live.message(f"{bits:.3f} bits per byte on held-out text before training")
+                _record(session, {"step": 0, "stage": stage.name, "bits_per_byte": bits})
+                before = {"bits_per_byte_before": bits}
             if done < last:
                 state = _run_stage(session, state, index, first, done, heldout)
                 done = last
-            result |= evaluate(state.params, heldout)
+            if done == total:
+                after = evaluate(state.params, heldout)
+                _record(session, {"step": total, "stage": stage.name, **after})
         first = last
-    if session.leads:
-        _record(session, {"step": total, "stage": run.stages[-1].name, **result})
-        record_event(session.folder, "end", step=total, **result)
-    return result
+    return before | after
 
 
 def _run_stage(session: Session, state: TrainState, index: int, first: int, done: int, heldout: HeldOut) -> TrainState:
@@ -172,60 +205,68 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
     step_function = jax.jit(body, donate_argnums=0, out_shardings=(shardings, rules.sharding(mesh, ())))
 
     meter = Meter(len(mesh.devices.flat), chip_for_device_kind(mesh.devices.flat[0].device_kind))
+
+    def finished(step: int, unlogged: list[About]) -> bool:
+        session.watchdog.progress()
+        meter.step()
+        if step == done + 1:
+            meter.start()  # it was compiled
+        due = step % run.metrics.log_every_steps == 0 or step == last
+        if due:
+            _log(session, stage, step, unlogged, meter)
+        return due
+
+    flight = Flight(finished)
     source = feed.stream(batches, done - first, stage.steps)
-    pending: list[dict[str, jax.Array]] = []
     for step in range(done + 1, last + 1):
         began = time.perf_counter()
         batch = next(source)
         meter.waited(time.perf_counter() - began)
         state, about = step_function(state, feed.put(batch))
-        if pending:
-            jax.block_until_ready(pending[-1])  # one step stays in flight, no more
-        else:
-            jax.block_until_ready(about)
-        pending.append(about)
-        session.watchdog.progress()
+        flight.started(step, about)
         session.store.poll()
-        meter.step()
-        if step == done + 1:
-            meter.start()
-        if step % run.metrics.log_every_steps == 0 or step == last:
-            _log(session, stage, step, last, pending, meter)
-            pending = []
-        if step % run.evaluation.every_steps == 0 and step < last:
+        if step % run.evaluation.every_steps == 0 and step < total_steps(run):
+            flight.land()
             _record(session, {"step": step, "stage": stage.name, **evaluate(state.params, heldout)})
             session.watchdog.progress()
             meter.start()
-        _save_or_stop(session, state, stage, step, last)
+        stop, due = _agree(session, step)
+        if stop or due or step == last:
+            flight.land()
+            _save(session, state, stage, step, stop)
     return state
 
 
-def _save_or_stop(session: Session, state: TrainState, stage: Stage, step: int, last: int) -> None:
-    """Saves when it is time, and leaves by `Preempted` when a signal came."""
-    several = jax.process_count() > 1
-    if not several or step % AGREE_EVERY_STEPS == 0:
-        stop, due = any_process(bool(session.stop)), any_process(session.store.due(step))
-    else:
-        stop, due = False, step % session.run.checkpoint.every_steps == 0
-    if not (stop or due or step == last):
-        return
+def _agree(session: Session, step: int) -> tuple[bool, bool]:
+    """Whether all processes stop after this step, and whether they save. Several ask each other only now and then."""
+    every = session.run.checkpoint.every_steps
+    if jax.process_count() == 1 or step % AGREE_EVERY_STEPS == 0 or step % every == 0:
+        return any_process(bool(session.stop)), any_process(session.store.due(step))
+    return False, False
+
+
+def _save(session: Session, state: TrainState, stage: Stage, step: int, stop: bool) -> None:
+    """Saves, and leaves by `Preempted` where a signal came."""
     about = {"stage": stage.name, "corpus": session.prepared.folder.name, "step": step}
     session.store.save(step, state.trees(), about)
     if session.leads:
         record_event(session.folder, "checkpoint", step=step)
     if stop and step < total_steps(session.run):
         session.store.close()
+        signal = any_text(session.stop.signal or "")
         if session.leads:
-            record_event(session.folder, "preempted", step=step, signal=session.stop.signal)
+            record_event(session.folder, "preempted", step=step, signal=signal)
         raise Preempted(f"stopped after step {step}; the same command resumes there.")
 
 
-def _log(session: Session, stage: Stage, step: int, last: int, pending: list[Any], meter: Meter) -> None:
+def _log(session: Session, stage: Stage, step: int, unlogged: list[About], meter: Meter) -> None:
     """Writes the last step's numbers, and complains about every step since the last time that was not finite."""
-    values = [{name: float(value) for name, value in about.items()} for about in pending]
+    values = [{name: float(value) for name, value in about.items()} for about in jax.device_get(unlogged)]
     bad = [step - len(values) + 1 + i for i, v in enumerate(values) if not math.isfinite(v["loss"])]
     record = {"step": step, "stage": stage.name, **values[-1]}
     record["loss"] = float(np.mean([v["loss"] for v in values]))
+    if "skipped" in record:
+        record["skipped"] = int(sum(v["skipped"] for v in values))
     flops = training_flops(session.run.architecture, stage.sequence_length)
     work = Work(stage.batch_tokens, flops.causal * stage.batch_tokens, flops.full * stage.batch_tokens)
     record |= meter.read(work, total_steps(session.run) - step)

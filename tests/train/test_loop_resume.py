@@ -1,30 +1,26 @@
 """The loop as a whole: learning, exact resume after any death, other meshes, and every bad start."""
 
-import dataclasses
-import json
-import math
 import shutil
-import signal
-import subprocess
+import struct
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_run import small_run, write_text
+from small_run import LOOP, at_log, changed, events, losses, small_run, start, write_text
 
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder
 from pomona.metrics.records import read_records
-from pomona.model.config import Execution
-from pomona.optim.config import AdamW, Schedule
+from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
-from pomona.train.config import Run, Stage, check_run, total_steps
+from pomona.train.config import Run, Stage, check_run, total_steps, total_tokens
 from pomona.train.loop import train
+
+LAST = 14
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +28,6 @@ def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache")
     write_text(path)
     return path
-
-
-def losses(folder):
-    records = [r for r in read_records(RunFolder(folder).metrics) if "gradient_norm" in r]
-    assert [r["step"] for r in records] == list(range(1, 15)), "each step once, in order"
-    return [r["loss"] for r in records]
-
-
-def start(folder, cache, devices=1, hook="pass"):
-    command = [sys.executable, str(Path(__file__).parent / "small_run.py"), folder, cache, devices, hook]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +38,6 @@ def uninterrupted(cache, tmp_path_factory):
     return folder
 
 
-def events(folder):
-    return [json.loads(line)["event"] for line in RunFolder(folder).events.read_text().splitlines()]
-
-
 def test_it_learns_and_leaves_everything_behind(uninterrupted):
     curve = losses(uninterrupted)
     assert curve[-1] < curve[0] - 0.5
@@ -64,51 +45,60 @@ def test_it_learns_and_leaves_everything_behind(uninterrupted):
     assert records[-1]["bits_per_byte"] < records[0]["bits_per_byte"]
     assert {"tokens_per_second", "data_wait_share", "eta_seconds"} <= records[4].keys()
     assert not any(key.startswith("mfu") for record in records for key in record), "a CPU's peak is unknown"
+    assert [r["step"] for r in records if "heldout_loss" in r] == [5, 10, LAST], "no evaluation but those asked for"
     assert events(uninterrupted)[0] == "start" and events(uninterrupted)[-1] == "end"
     assert (uninterrupted / "tokenizer" / "tokenizer.model").exists()
 
 
-KILL = "import os, signal, pomona.train.loop as loop\n"
+DEATHS = {
+    "between steps": (at_log(7, "os.kill(os.getpid(), 9)"), -9),
+    "while a checkpoint is written": (
+        LOOP + "loop.Store.save = lambda self, step, *a, save=loop.Store.save: (save(self, step, *a), "
+        "os.kill(os.getpid(), 9) if step == 6 else None)",
+        -9,
+    ),
+    "asked by the cluster": (at_log(10, "os.kill(os.getpid(), signal.SIGTERM)"), 75),
+}
+WITH_TENSORBOARD = changed("metrics=dataclasses.replace(old(cache).metrics, tensorboard=True)")
 
 
-@pytest.mark.parametrize(
-    ("hook", "code"),
-    [
-        # between steps, in mid-stage
-        (
-            KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
-            "os.kill(os.getpid(), 9) if step == 7 else None)",
-            -9,
-        ),
-        # while a checkpoint is being written
-        (
-            KILL + "loop.Store.save = lambda self, step, *a, save=loop.Store.save: (save(self, step, *a), "
-            "os.kill(os.getpid(), 9) if step == 6 else None)",
-            -9,
-        ),
-        # by the cluster, politely
-        (
-            KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
-            "os.kill(os.getpid(), signal.SIGTERM) if step == 10 else None)",
-            75,
-        ),
-    ],
-    ids=["kill", "kill-in-save", "sigterm"],
-)
-def test_after_any_death_the_curve_is_bitwise_the_uninterrupted_one(cache, tmp_path, uninterrupted, hook, code):
-    killed = start(tmp_path / "run", cache, hook=hook)
+@pytest.mark.parametrize("death", DEATHS)
+def test_after_any_death_the_curve_is_bitwise_the_uninterrupted_one(cache, tmp_path, uninterrupted, death):
+    hook, code = DEATHS[death]
+    killed = start(tmp_path / "run", cache, hook=WITH_TENSORBOARD + hook)
     assert killed.returncode == code, killed.stderr
-    resumed = start(tmp_path / "run", cache)
+    resumed = start(tmp_path / "run", cache, hook=WITH_TENSORBOARD)
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "run") == losses(uninterrupted)
     assert "resume" in events(tmp_path / "run") or code == -9
     if code == 75:
         assert "resuming after step 10" in resumed.stdout
+    curve = tensorboard_curve(tmp_path / "run" / "tensorboard", "loss")
+    assert curve == dict(enumerate(np.float32(losses(uninterrupted)).tolist(), start=1)), "each step once"
+
+
+def tensorboard_curve(folder, name):
+    """One curve as TensorBoard shows it: a restart hides what came before it, from its step on."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    curve = {}
+    for path in sorted(folder.iterdir()):
+        content, at = path.read_bytes(), 0
+        while at + 12 <= len(content):  # size and its checksum, the event, its checksum
+            (size,) = struct.unpack("<Q", content[at : at + 8])
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.session_log.status == SessionLog.START:
+                curve = {step: value for step, value in curve.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == name:
+                    assert event.step not in curve
+                    curve[event.step] = value.simple_value
+    return curve
 
 
 def test_eight_devices_then_two_see_the_same_batches(cache, tmp_path, uninterrupted):
-    hook = KILL + "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), "
-    hook += "os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None)"
+    hook = at_log(5, "os.kill(os.getpid(), signal.SIGTERM)")
     assert start(tmp_path / "run", cache, devices=8, hook=hook).returncode == 75
     assert start(tmp_path / "run", cache, devices=2).returncode == 0
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), atol=1e-5)
@@ -127,55 +117,67 @@ def test_a_damaged_checkpoint_is_set_aside_and_said(cache, tmp_path, uninterrupt
     assert losses(run) == losses(uninterrupted)
 
 
+def test_a_finished_run_says_so_and_stays_as_it_is(cache, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    files = lambda: {path: path.stat().st_mtime_ns for path in sorted(run.glob("checkpoints/**/*"))}
+    texts = lambda: [(run / name).read_text() for name in ("config.json", "metrics.jsonl", "events.jsonl")]
+    before = files(), texts()
+    again = start(run, cache)
+    assert again.returncode == 0, again.stderr
+    assert f"all {LAST} steps of this run are done already" in again.stdout
+    assert (files(), texts()) == before
+
+    records = texts()[1].splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(records[:-1]) + "\n")  # killed before its last evaluation
+    assert start(run, cache).returncode == 0
+    assert texts()[1].splitlines() == records
+
+
 def test_a_hung_step_ends_with_124_and_stacks(cache, tmp_path):
-    hook = (
-        "import time, dataclasses, pomona.train.loop as loop\n"
-        "small_run = lambda cache, old=small_run: dataclasses.replace(old(cache), stall_seconds=6.0)\n"
-        "loop._log = lambda s, st, step, *a, log=loop._log: (log(s, st, step, *a), step == 3 and time.sleep(600))"
-    )
-    hung = start(tmp_path / "run", cache, hook=hook)
+    patience = changed("stall_seconds=2.0") + "import pomona.train.watchdog\n"
+    patience += "pomona.train.watchdog.FIRST_STEP_FACTOR = 60\n"
+    hung = start(tmp_path / "run", cache, hook=patience + at_log(3, "time.sleep(600)"))
     assert hung.returncode == 124
     assert "time.sleep" in hung.stderr or "lambda" in hung.stderr
     assert events(tmp_path / "run")[-1] == "stalled"
 
 
-def run_here(cache, folder, **changes):
-    """Trains in this process, on the first two of its devices where the mesh says nothing else."""
-    run = small_run(cache, **changes)
-    return train(run, folder)
-
-
 def test_micro_batches_and_other_ways_to_compute_change_nothing_but_rounding(cache, tmp_path, uninterrupted):
-    stages = tuple(dataclasses.replace(stage, micro_batches=2) for stage in small_run(cache).stages)
-    mesh = MeshConfig(data=1, fsdp=2, seq=2, tensor=2)
-    execution = Execution(layers="scanned", remat="full", loss_chunk_tokens=40)
-    run_here(cache, tmp_path / "run", stages=stages, mesh=mesh, execution=execution)
+    hook = "from pomona.model.config import Execution\nfrom pomona.parallel.config import MeshConfig\n" + changed(
+        "stages=tuple(dataclasses.replace(stage, micro_batches=2) for stage in old(cache).stages),"
+        "mesh=MeshConfig(data=1, fsdp=2, seq=2, tensor=2),"
+        "execution=Execution(layers='scanned', remat='full', loss_chunk_tokens=40)"
+    )
+    done = start(tmp_path / "run", cache, devices=8, hook=hook)
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), atol=2e-5)
 
 
 def test_adamw_trains_too(cache, tmp_path):
-    slow = Schedule(0.003, warmup_steps=2)
-    stages = (Stage("core", 10, 8, 32, slow), Stage("context", 4, 8, 32, slow))
-    run_here(cache, tmp_path / "run", optimizer=AdamW(), stages=stages)
+    hook = "from pomona.optim.config import AdamW, Schedule\nfrom pomona.train.config import Stage\n"
+    hook += "slow = Schedule(0.003, warmup_steps=2)\n" + changed(
+        "optimizer=AdamW(), stages=(Stage('core', 10, 8, 32, slow), Stage('context', 4, 8, 32, slow))"
+    )
+    done = start(tmp_path / "run", cache, hook=hook)
+    assert done.returncode == 0, done.stderr
     curve = losses(tmp_path / "run")
     assert curve[-1] < curve[0] - 0.3
 
 
-def test_a_diverged_run_names_its_steps(cache, tmp_path, monkeypatch):
-    from pomona.train import loop
-
-    broken = lambda run, index: (
-        lambda state, batch: (
-            state,
-            {"loss": jax.numpy.nan * batch.tokens.sum(), "gradient_norm": jax.numpy.float32(1)},
-        )
+def test_a_diverged_run_names_its_steps_and_counts_the_skipped(cache, tmp_path):
+    hook = (
+        LOOP + "import jax.numpy as jnp\n"
+        "about = lambda batch: {'loss': jnp.nan * batch.tokens.sum(), 'gradient_norm': jnp.float32(1), "
+        "'skipped': jnp.float32(1)}\n"
+        "loop.train_step = lambda run, index: lambda state, batch: (state, about(batch))\n"
     )
-    monkeypatch.setattr(loop, "train_step", broken)
-    metrics = dataclasses.replace(small_run(cache).metrics, log_every_steps=4)
-    with pytest.raises(UserError, match="not finite in steps 1 to 4"):
-        run_here(cache, tmp_path / "run", metrics=metrics, mesh=MeshConfig())
+    hook += changed("metrics=dataclasses.replace(old(cache).metrics, log_every_steps=4)")
+    diverged = start(tmp_path / "run", cache, hook=hook)
+    assert diverged.returncode == 2
+    assert "not finite in steps 1 to 4" in diverged.stderr
     record = read_records(RunFolder(tmp_path / "run").metrics)[-1]
-    assert record["loss"] is None
+    assert record["loss"] is None and record["skipped"] == 4
 
 
 BAD_STARTS = {
@@ -195,24 +197,24 @@ BAD_STARTS = {
 def test_a_bad_start_is_one_clear_error_and_writes_no_checkpoint(cache, tmp_path, name):
     changes, word = BAD_STARTS[name]
     with pytest.raises(UserError) as caught:
-        run_here(cache, tmp_path / "run", **changes)
+        train(small_run(cache, **changes), tmp_path / "run")
     assert word in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_changed_text_is_refused_on_resume(cache, tmp_path, uninterrupted):
+def test_changed_text_is_refused_on_resume(cache, tmp_path):
     run, text = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(cache, text)
-    once = start(run, text)
-    assert once.returncode == 0
+    assert start(run, text, hook=at_log(4, "os.kill(os.getpid(), signal.SIGTERM)")).returncode == 75
+    records = (run / "metrics.jsonl").read_bytes()
     (text / "text.txt.d" / "new.txt").write_text("more text " * 100)
     again = start(run, text)
     assert again.returncode == 2 and "the text of this run has changed" in again.stderr
+    assert (run / "metrics.jsonl").read_bytes() == records
 
 
 def test_totals():
     run = Run("x", small_run("c").architecture, (Stage("a", 3, 2, 8), Stage("b", 4, 2, 16)))
-    assert total_steps(run) == 7
-    with pytest.raises(UserError):
+    assert (total_steps(run), total_tokens(run)) == (7, 3 * 2 * 8 + 4 * 2 * 16)
+    with pytest.raises(UserError, match="warmup_steps"):
         check_run(run)
-    assert math.isfinite(run.stall_seconds) and signal.SIGTERM
