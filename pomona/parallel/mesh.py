@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,14 +14,14 @@ from pomona.core.errors import UserError
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
 
 MESSAGE_BYTES = 4096  # what processes tell each other is cut here
-LAUNCHER_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_COORDINATOR_ADDRESS")
+LAUNCHED_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def start_processes() -> None:
     """Joins the other processes of this job, if there are any. Call before anything touches a device.
 
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name a job explicitly; under Slurm, Open MPI
-    and multi-slice TPU, JAX finds them itself. One process alone needs nothing.
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name a job explicitly; under Slurm, Open MPI,
+    on a TPU pod of Kubernetes and on several TPU slices, JAX finds them itself. One process alone needs nothing.
 
     Raises:
         UserError: the variables are incomplete or the coordinator cannot be reached.
@@ -30,9 +30,7 @@ def start_processes() -> None:
         return
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is None:
-        if any(int(os.environ.get(name, "1") or 1) > 1 for name in LAUNCHER_VARIABLES[:2]) or (
-            LAUNCHER_VARIABLES[2] in os.environ
-        ):
+        if _launched_together(os.environ):
             jax.distributed.initialize()
         return
     try:
@@ -51,6 +49,13 @@ def start_processes() -> None:
             "all processes start within five minutes of each other, and process 0 listens at that address.",
             "check that every process was started with the same address and a different JAX_PROCESS_ID.",
         ) from error
+
+
+def _launched_together(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX knows started several of us."""
+    several = any(int(environment.get(name) or 1) > 1 for name in LAUNCHED_SIZES)
+    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    return several or pod or "MEGASCALE_COORDINATOR_ADDRESS" in environment
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from pomona.core.errors import UserError
 from pomona.parallel import rules
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
-from pomona.parallel.mesh import build_mesh, start_processes
+from pomona.parallel.mesh import LAUNCHED_SIZES, build_mesh, start_processes
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -47,3 +47,26 @@ def test_incomplete_process_variables_are_named(monkeypatch):
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
     with pytest.raises(UserError, match="needs all three"):
         start_processes()
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": ""}, False),
+        ({"SLURM_NTASKS": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "16"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "host-0"}, True),
+    ],
+)
+def test_jax_looks_for_other_processes_where_a_launcher_started_several(monkeypatch, environment, several):
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", *LAUNCHED_SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append("initialize"))
+    start_processes()
+    assert bool(calls) is several
