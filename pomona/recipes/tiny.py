@@ -3,7 +3,7 @@
     pomona train tiny
 
 Hardware: 2 CPU cores. Time: about 5 minutes. Cost: nothing.
-Expect about 1.84 bits per byte on held-out text, from 4.00 before training.
+Expect about 1.85 bits per byte on held-out text, from 3.9 to 4 before training: the text is that of your Python.
 """
 
 from pomona.checkpoint.config import CheckpointConfig
