@@ -35,8 +35,8 @@ bench-train-cpu: .venv/peers  ## training throughput on the CPU beside PyTorch
 bench-startup: .venv/base  ## how long a person waits for --help, the first step, the tokenizer, the data
 	.venv/bin/python bench/startup.py
 
-bench-train-gpu:  ## MFU of an AFM-on-device-shaped model on one GPU, with the python of this shell
-	$(PYTHON) bench/train_gpu.py
+bench-train-gpu: .venv/gpu  ## MFU of an AFM-on-device-shaped model on one NVIDIA GPU
+	.venv/bin/python bench/train_gpu.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -47,6 +47,10 @@ bench-train-gpu:  ## MFU of an AFM-on-device-shaped model on one GPU, with the p
 
 .venv/dev: .venv/base constraints/dev.txt
 	$(PIP) -c constraints/base.txt -c constraints/dev.txt -e '.[dev]'
+	@touch $@
+
+.venv/gpu: .venv/base
+	$(PIP) -c constraints/base.txt -e '.[gpu]'
 	@touch $@
 
 .venv/peers: .venv/dev constraints/peers.txt

@@ -1,6 +1,6 @@
 """MFU of AFM-on-device-shaped training on one GPU.
 
-    make bench-train-gpu        (with the python of a shell where `pip install -e '.[gpu]'` was done)
+    make bench-train-gpu        (installs the extra `gpu`, gigabytes of CUDA, into .venv)
 
 The layer of `afm_device` (width 3072, 24/8 heads of 128, feed-forward 8064, vocabulary 49152) at sequence 4096 in
 bfloat16 over float32 state, with as many layers as --layers says, since 26 with their optimizer state and gradients do

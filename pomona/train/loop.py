@@ -15,6 +15,7 @@ from pomona.checkpoint.store import Store, restore, set_aside
 from pomona.core.chips import chip_for_device_kind
 from pomona.core.errors import Preempted, UserError
 from pomona.core.run_folder import RunFolder, claim, record_event
+from pomona.data.loader import Batches
 from pomona.data.prepare import Prepared, heldout_batches, open_batches, prepare
 from pomona.data.tokenizer import MODEL_FILE, load_tokenizer
 from pomona.metrics import tensorboard
@@ -196,9 +197,7 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
     """The steps of one stage after `done`; the stage's own first step is `first`."""
     run, stage, mesh = session.run, session.run.stages[index], session.mesh
     last = first + stage.steps
-    batches = open_batches(
-        session.prepared, stage.sequence_length, stage.batch_size, run.seed + 1_000_003 * index, stage.mixture
-    )
+    batches = _batches(run, session.prepared, index)
     feed = Feed(mesh, stage)
     body = train_step(run, index)
     shardings = state_shardings(run, mesh)
@@ -312,8 +311,14 @@ def _check_corpus(run: Run, prepared: Prepared) -> None:
             "every piece needs a row of the embedding.",
             f"--architecture.vocab-size {prepared.vocab_size}",
         )
-    for index, stage in enumerate(run.stages):  # too small a corpus is found before the first step
-        open_batches(prepared, stage.sequence_length, stage.batch_size, run.seed + index, stage.mixture)
+    for index in range(len(run.stages)):  # too small a corpus is found before the first step
+        _batches(run, prepared, index)
+
+
+def _batches(run: Run, prepared: Prepared, index: int) -> Batches:
+    """The batches of stage `index`; each stage shuffles by a seed of its own."""
+    stage, seed = run.stages[index], run.seed + 1_000_003 * index
+    return open_batches(prepared, stage.sequence_length, stage.batch_size, seed, stage.mixture)
 
 
 def _keep_tokenizer(prepared: Prepared, folder: RunFolder) -> None:

@@ -2,14 +2,10 @@
 
 import shutil
 import struct
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_run import LOOP, at_log, changed, events, losses, small_run, start, write_text
+from small_run import LOOP, at_log, changed, events, losses, small_run, start
 
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.core.errors import UserError
@@ -21,13 +17,6 @@ from pomona.train.config import Run, Stage, check_run, total_steps, total_tokens
 from pomona.train.loop import train
 
 LAST = 14
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cache")
-    write_text(path)
-    return path
 
 
 @pytest.fixture(scope="module")

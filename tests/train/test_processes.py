@@ -1,14 +1,10 @@
 """Two processes that share a run: the same numbers as one, and one fate in preemption, death and mistakes."""
 
 import socket
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from small_run import LOOP, at_log, begin, changed, events, finish, losses, small_run, start, write_text
 
 from pomona.checkpoint.store import restore
@@ -17,13 +13,6 @@ from pomona.train.state import abstract_state
 
 SECOND = "os.environ['JAX_PROCESS_ID'] == '1' and "
 ONE_STAGE = changed("stages=(dataclasses.replace(old(cache).stages[0], steps=14),)")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cache")
-    write_text(path)
-    return path
 
 
 @pytest.fixture(scope="module")
