@@ -1,12 +1,28 @@
-"""How many devices along each mesh axis. No JAX: plans are made without it."""
+"""How many devices along each mesh axis, and the one table from logical axes to them. No JAX: plans are made without
+it."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from pomona.core.errors import UserError
 
 AXES = ("data", "fsdp", "seq", "tensor")
 """Mesh axes from outermost (least communication: it may cross slices) to innermost (most)."""
+
+TABLE: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "tokens": ("seq",),
+    # parameters
+    "layers": (),
+    "model": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "ffn": ("tensor",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +61,11 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
             f"sizes that divide {num_devices}, for instance --mesh.data 1 --mesh.fsdp -1 --mesh.seq 1 --mesh.tensor 1",
         )
     return sizes | dict.fromkeys(free, num_devices // fixed)
+
+
+def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
+    """Over how many devices a logical axis is spread on a mesh with these axis sizes."""
+    return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
 
 
 def _text(sizes: dict[str, int]) -> str:

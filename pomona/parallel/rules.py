@@ -1,11 +1,10 @@
-"""The one table from logical axes to mesh axes, and the few ways the rest of the code uses it.
+"""The few ways the rest of the code uses the table from logical axes to mesh axes (`parallel.config`).
 
-Model code names what a dimension is (`batch`, `heads`, `vocab`); this table says where it lives. Parameters are kept
+Model code names what a dimension is (`batch`, `heads`, `vocab`); the table says where it lives. Parameters are kept
 sharded over `fsdp` along `model`, and are gathered along it just before use (`gather`). All functions read the mesh
 set by `jax.set_mesh`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,20 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pomona.core.errors import UserError
-
-TABLE: dict[str, tuple[str, ...]] = {
-    # activations
-    "batch": ("data", "fsdp"),
-    "tokens": ("seq",),
-    # parameters
-    "layers": (),
-    "model": ("fsdp",),
-    "vocab": ("tensor",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "ffn": ("tensor",),
-}
+from pomona.parallel.config import TABLE, shards
 
 Axes = Sequence[str | None]
 
@@ -39,11 +25,6 @@ def partition(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> PartitionS
     used = [mesh_axis for place in places for mesh_axis in place]
     assert len(used) == len(set(used)), f"two dimensions of {tuple(axes)} live on one mesh axis: {used}"
     return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
-
-
-def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
-    """Over how many devices a logical axis is spread on a mesh with these axis sizes."""
-    return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
 
 
 def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:

@@ -25,6 +25,7 @@ from pomona.metrics.records import append_record, drop_after, read_records
 from pomona.model.count import training_flops
 from pomona.optim.build import start_stage
 from pomona.parallel import rules
+from pomona.parallel.config import shards
 from pomona.parallel.mesh import any_process, any_text, build_mesh, same_fate, start_processes
 from pomona.train.config import Run, Stage, check_run, decide, total_steps
 from pomona.train.evaluate import HeldOut, evaluate
@@ -71,7 +72,7 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
     start_processes()
     mesh = build_mesh(run.mesh)
     devices = mesh.devices.flat
-    asked, run = run, decide(run, devices[0].platform, len(devices), rules.shards("batch", mesh.shape))
+    asked, run = run, decide(run, devices[0].platform, len(devices), shards("batch", mesh.shape))
     shardings = state_shardings(run, mesh)  # an impossible mesh is found before anything is written
     for stage in run.stages:
         Feed(mesh, stage)
