@@ -69,7 +69,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
 
 
 def test_the_readme_lists_every_recipe_with_its_numbers():
-    from pomona.cli.recipes_verb import amount
+    from pomona.core.wording import amount
     from pomona.model.count import count_parameters
     from pomona.recipes.registry import RECIPES
     from pomona.train.config import total_tokens
