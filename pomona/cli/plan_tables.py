@@ -45,13 +45,13 @@ def show_answers(run: Run, fleet: Fleet, answers: Sequence[Answer]) -> None:
             continue
         console.print()
         if each.problem:
-            console.print(f"{each.stage.name} does not run: {each.problem.what}")
+            console.print(f"{each.stage.name} does not run: {each.problem.what}", soft_wrap=True)
         elif each.estimate:
             console.print(f"{each.stage.name} does not fit: {_room(each.estimate)}")
         for change in each.changes:
             e = change.estimate
             cost = f"{seconds(e.step_seconds)} a step, {duration(e.days)}, {usd(e.usd)}"
-            console.print(f"  {change.what} it does: {_room(e)}, {cost}")
+            console.print(f"  {change.what} it does: {_room(e)}, {cost}", soft_wrap=True)
             console.print(f"    {change.typed}", soft_wrap=True)
         if not each.changes:
             console.print("  Neither another mesh or policy nor more of these chips makes it fit.")
@@ -192,14 +192,15 @@ def _say_run(console: Console, run: Run, fleet: Fleet) -> None:
 def _say_sums(console: Console, found: Sequence[Estimate]) -> None:
     console.print()
     price = found[0].usd_per_chip_hour
-    sums = f"together: {duration(sum(e.days for e in found))}"
+    names = " and ".join(e.layout.stage.name for e in found)
+    sums = f"{names}: {duration(sum(e.days for e in found))}"
     if found[0].kwh is not None:
         sums += f", {energy(sum(e.kwh or 0 for e in found))} at the most the chips draw"
     if price is None:
         sums += "; no list price is public: --price USD_PER_CHIP_HOUR"
     else:
         sums += f", {usd(sum(e.usd or 0 for e in found))} at ${price:.2f} per chip and hour"
-    console.print(sums)
+    console.print(sums, soft_wrap=True)
     main = max(found, key=lambda e: e.days)
     bottleneck = term_names(main.layout.fleet.chip)[main.terms.bottleneck]
     console.print(f"the bottleneck is {bottleneck}; stops, failures and evaluation come on top")

@@ -168,7 +168,7 @@ def _check_options(options: PlanOptions) -> None:
     ]
     for wrong, option, rule in excluded:
         if wrong:
-            raise UserError(f"--compare goes without {option}.", f"{rule}.", "--compare --chips v5p-4096")
+            raise UserError(f"--compare is without {option}.", f"{rule}.", "--compare --chips v5p-4096")
     if options.html is not None and not options.compare:
         raise UserError("--html without --compare.", "the page shows a comparison.", f"--compare --html {options.html}")
     if options.html is not None and options.html.is_dir():

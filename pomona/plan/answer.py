@@ -54,7 +54,8 @@ def changes(
     if tried and (near := same_mesh(tried)):
         found.append(Change("on this mesh", typed(near[0], stage, run), near[0]))
     if better := search(run, stage, fleet, usd_per_chip_hour):
-        found.append(Change("on the best mesh", typed(better[0], stage, run), better[0]))
+        best = Change("on the best mesh", typed(better[0], stage, run), better[0])
+        found += [best] if best.typed not in [change.typed for change in found] else []
     elif more := more_chips(run, stage, fleet, usd_per_chip_hour):
         slices = f" --slices {more.layout.fleet.slices}" if more.layout.fleet.slices > 1 else ""
         chips = f"--chips {cloud_name(more.layout.fleet)}{slices} "

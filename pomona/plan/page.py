@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from pomona.core.chips import GIB, figures
-from pomona.core.fleet import describe
+from pomona.core.fleet import describe_shape
 from pomona.core.wording import amount, duration, energy, percent, seconds, usd
 from pomona.model.count import count_parameters
 from pomona.plan.charts import Bar, Line, bars, grouped, legend, lines
@@ -152,10 +152,11 @@ def _layout_table(found: Sequence[Comparison]) -> str:
     for each in found:
         for e in each.plans.stages if each.plans else ():
             if e:
-                fleet = describe(e.layout.fleet).split(", ", 1)[1]
                 mesh = ", ".join(f"{axis} {n}" for axis, n in e.layout.sizes.items() if n > 1) or "one device"
                 micro, remat = str(e.layout.micro_batches), e.layout.run.execution.remat
-                rows.append([each.chip.title, fleet, e.layout.stage.name, mesh, remat, micro, _room(e)])
+                rows.append(
+                    [each.chip.title, describe_shape(e.layout.fleet), e.layout.stage.name, mesh, remat, micro, _room(e)]
+                )
     head = ["chip", "fleet", "stage", "mesh", "remat", "micro-batches", "memory"]
     return _table("The best layouts", head, rows)
 
