@@ -92,8 +92,8 @@ def memory_seconds(layout: Layout) -> float:
     a, n = layout.run.architecture, layout.micro_batches
     w = device_weights(a, layout.model_shards, layout.weight_shards)
     policy = REMAT[layout.run.execution.remat]
-    # Gathered weights are written once and read twice in the backward pass, once in each other.
-    uses = 3 + (2 if policy.again else 1) + bool(policy.again)
+    # Weights are gathered and read, read backward, their gradient written; gathered and read again where recomputed.
+    uses = 4 + 2 * bool(policy.again)
     # Each tensor of a layer is written and read in the forward pass and, with its gradient, in the backward pass.
     layer = 2 * activation_bytes(a, AT_WORK, layout.model_shards) * (1 + 0.5 * bool(policy.again))
     kept = 2 * activation_bytes(a, policy, layout.model_shards)

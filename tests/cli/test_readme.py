@@ -35,7 +35,7 @@ def test_every_pomona_command_of_the_readme_works(tmp_path):
         (tmp_path / "texts" / f"{i}.txt").write_text(words)
     commands = [line for line in shell_lines((ROOT / "README.md").read_text()) if "pomona" in line]
     commands = [line for line in commands if not line.startswith("pip ")]
-    assert {shlex.split(line)[1] for line in commands} == {"recipes", "train", "generate", "export", "import"}
+    assert {shlex.split(line)[1] for line in commands} == {"recipes", "plan", "train", "generate", "export", "import"}
     for line in commands:
         words = shlex.split(line)
         assert words[0] == ".venv/bin/pomona"
@@ -52,6 +52,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+    from pomona.cli import plan_verb
     from pomona.cli.main import VERBS
     from pomona.cli.train_verb import resolve
     from pomona.recipes.registry import RECIPES
@@ -66,6 +67,8 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
             if words[1] == "train":
                 assert words[2] in RECIPES, line
                 resolve(words[2], words[3:])
+            if words[1] == "plan":
+                plan_verb.resolve(words[2], words[3:])
 
 
 def test_the_readme_lists_every_recipe_with_its_numbers():

@@ -1,6 +1,7 @@
 """The roofline beside published steps and hand computations; where meshes come to lie."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from published import LLAMA_70B, PUBLISHED
@@ -33,6 +34,16 @@ def test_a_roofline_lies_below_what_was_measured_and_not_far_below(case):
     expected = [bound / EFFICIENCY for bound in bounds]
     slow = 2 if "512 v4" in case.name else 1
     assert min(expected) / 1.34 < case.seconds / slow < max(expected) * 1.34
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: case.name)
+def test_the_documentation_has_these_numbers(case):
+    policies = [case.policy] if case.policy else ["none", "dots", "full"]
+    bounds = [terms(lay_out(case.with_policy(p), case.stage, case.fleet)).bound for p in policies]
+    expected = " to ".join(f"{bound / EFFICIENCY:.3g}" for bound in sorted({bounds[0], bounds[-1]}))
+    known = f" ({case.policy})" if case.policy else ""
+    row = f"| {case.name} | {case.seconds:.3g} s | {', '.join(f'{b:.3g}' for b in bounds)} s{known} | {expected} s |"
+    assert row in (Path(__file__).parents[2] / "docs/plan.md").read_text()
 
 
 def test_compute_by_hand():
