@@ -1,12 +1,13 @@
 """How `pomona plan` answers on a terminal."""
 
+import os
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from pomona.core.chips import GIB, figures
-from pomona.core.fleet import Fleet, describe
+from pomona.core.fleet import Fleet, describe, describe_shape
 from pomona.core.wording import amount, duration, energy, percent, seconds, usd
 from pomona.model.count import count_parameters, training_flops
 from pomona.parallel.placement import mesh_options
@@ -18,6 +19,7 @@ from pomona.plan.roofline import EFFICIENCY, term_names
 from pomona.train.config import Run, Stage
 
 RUNNERS_UP = 5
+FILE_WIDTH = 120  # where there is no terminal to ask
 MEMORY_PARTS = {
     "parameters": "parameters, float32",
     "gradients": "gradients, float32",
@@ -75,19 +77,8 @@ def show_search(
             nearest = least[stage.name]
             console.print(f"{stage.name}: nothing fits" + (f"; the least is {_room(nearest)}." if nearest else "."))
             continue
-        table = Table(title=f"{stage.name}: {len(found)} layouts fit", box=None, pad_edge=False, title_justify="left")
-        for column in (
-            "",
-            "mesh",
-            "remat",
-            "micro-batches",
-            "step",
-            "MFU causal / full",
-            "bound by",
-            "communication",
-            "memory",
-        ):
-            table.add_column(column, justify="left" if column in ("", "mesh", "remat", "bound by") else "right")
+        console.print(f"{stage.name}: {len(found)} layouts fit")
+        table = _table("", "mesh", "remat", "micro", "step", "MFU", "bound", "sent", "GiB", left=3)
         for rank, e in enumerate(found[: RUNNERS_UP + 1]):
             table.add_row(
                 "best" if rank == 0 else str(rank + 1),
@@ -95,10 +86,10 @@ def show_search(
                 e.layout.run.execution.remat,
                 str(e.layout.micro_batches),
                 seconds(e.step_seconds),
-                f"{percent(e.mfu_causal)} / {percent(e.mfu_full)}",
-                term_names(e.layout.fleet.chip)[e.terms.bottleneck],
+                percent(e.mfu_causal),
+                term_names(fleet.chip)[e.terms.bottleneck],
                 seconds(e.terms.communication),
-                _room(e),
+                f"{e.memory.total / GIB:.1f}",
             )
         console.print(table)
         best = found[0]
@@ -116,26 +107,31 @@ def show_comparison(run: Run, stages: Sequence[Stage], chips: int, found: Sequen
     console = _console()
     names = ", ".join(stage.name for stage in stages)
     console.print(f"{run.name}: {amount(count_parameters(run.architecture).total)} parameters; {names}")
-    console.print(f"{chips} chips of each kind, each with the best mesh for it; time is the roofline / {EFFICIENCY}")
+    console.print(f"{chips} chips of each kind, each with its best mesh; time is the roofline / {EFFICIENCY}")
     console.print()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("chip", no_wrap=True)
-    for column in ("days", "USD", "energy", "step", "MFU causal", "memory of usable"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("bound by", no_wrap=True)
-    table.add_column("mesh, remat", no_wrap=True)
+    table = _table("", "time", "USD", "energy", "step", "MFU", "memory, GiB", "bound")
     for each in found:
-        table.add_row(each.chip.title, *_compared(each))
+        table.add_row(_name(each), *_compared(each))
     console.print(table)
-    console.print()
-    console.print("Waiting, or a smaller batch: the same tokens, days and USD")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("chip", no_wrap=True)
-    for column in (f"{chips} chips", "half the chips", "a quarter", "half the batch"):
-        table.add_column(column, justify="right", no_wrap=True)
     for each in found:
-        cells = (each.plans, each.half_chips, each.quarter_chips, each.half_batch)
-        table.add_row(each.chip.title, *map(_short, cells))
+        if each.plans is None:
+            console.print(f"{_name(each)} does not come in {chips} chips.")
+        elif each.least:
+            console.print(
+                f"{_name(each)}: stage {each.least.layout.stage.name} needs {_room(each.least)} at the least."
+            )
+    console.print("\nWaiting, or a smaller batch: the same tokens in days and USD")
+    table = _table("", f"{chips} chips", "half of them", "a quarter", "half the batch")
+    for each in found:
+        table.add_row(_name(each), *map(_short, (each.plans, each.half_chips, each.quarter_chips, each.half_batch)))
+    console.print(table)
+    console.print(f"\nLayouts of {stages[0].name}")
+    table = _table("", "fleet", "mesh", "remat", "micro", left=4)
+    for each in found:
+        if each.plans and (e := each.plans.first):
+            layout = e.layout
+            micro = str(layout.micro_batches)
+            table.add_row(_name(each), describe_shape(layout.fleet), _mesh(e), layout.run.execution.remat, micro)
     console.print(table)
     console.print()
     for each in found:
@@ -208,30 +204,38 @@ def _say_sums(console: Console, found: Sequence[Estimate]) -> None:
 
 def _compared(each: Comparison) -> list[str]:
     plans = each.plans
-    if plans is None:
-        return ["not sold in this number"]
-    if not plans.fits:
-        name = next((e.layout.stage.name for e in [each.least] if e), "a stage")
-        return ["does not fit", "", "", "", "", _room(each.least) if each.least else "", "", f"stage {name}"]
-    first, fullest = plans.stages[0], plans.fullest
+    if plans is None or not plans.fits:
+        return ["-" if plans is None else "no fit"]
+    first, fullest = plans.first, plans.fullest
     assert first and fullest
-    mesh = f"{_mesh(first)}, {first.layout.run.execution.remat}"
     return [
         duration(plans.days),
         usd(plans.usd),
         energy(plans.kwh),
         seconds(first.step_seconds),
         percent(first.mfu_causal),
-        _room(fullest),
+        f"{fullest.memory.total / GIB:.1f}/{usable_bytes(fullest.layout) / GIB:.1f}",
         term_names(each.chip)[first.terms.bottleneck],
-        mesh,
     ]
 
 
 def _short(plans: Plans | None) -> str:
-    if plans is None:
-        return "-"
-    return f"{duration(plans.days)}, {usd(plans.usd)}" if plans.fits else "does not fit"
+    if plans is None or plans.days is None:
+        return "-" if plans is None else "does not fit"
+    return f"{plans.days:.3g}, {usd(plans.usd)}"
+
+
+def _name(each: Comparison) -> str:
+    return each.chip.title.split(" ", 1)[1]  # without the vendor
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are words; only the second of those may wrap."""
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        words = index < left
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words or index != 1)
+    return table
 
 
 def _room(e: Estimate) -> str:
@@ -239,7 +243,7 @@ def _room(e: Estimate) -> str:
 
 
 def _mesh(e: Estimate) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in e.layout.sizes.items())
+    return ", ".join(f"{axis} {size}" for axis, size in e.layout.sizes.items() if size > 1) or "one device"
 
 
 def _flops(e: Estimate) -> float:
@@ -248,4 +252,7 @@ def _flops(e: Estimate) -> float:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console

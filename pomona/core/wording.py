@@ -10,12 +10,13 @@ def amount(number: float) -> str:
 
 
 def usd(dollars: float | None) -> str:
-    """`$3.4 M`, `$12,300`, `$4.10`: three figures; a dash where there is no price."""
+    """`$3.4 M`, `$12.3 k`, `$410`, `$4.10`: three figures; a dash where there is no price."""
     if dollars is None:
         return "-"
-    if dollars >= 1e6:
-        return f"${dollars / 1e6:,.3g} M" if dollars < 1e9 else f"${dollars / 1e9:,.3g} B"
-    return f"${float(f'{dollars:.3g}'):,.0f}" if dollars >= 100 else f"${dollars:.2f}"
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if dollars >= size * 0.9995:
+            return f"${dollars / size:,.3g}{unit}"
+    return f"${dollars:.0f}" if dollars >= 100 else f"${dollars:.2f}"
 
 
 def duration(days: float | None) -> str:

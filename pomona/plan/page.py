@@ -1,6 +1,6 @@
 """The comparison as one HTML file: nothing is loaded, light and dark. No JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from pomona.core.chips import GIB, figures
@@ -10,7 +10,7 @@ from pomona.model.count import count_parameters
 from pomona.plan.charts import Bar, Line, bars, grouped, legend, lines
 from pomona.plan.compare import Comparison, Plans
 from pomona.plan.estimate import Estimate
-from pomona.plan.memory import USABLE, usable_bytes
+from pomona.plan.memory import USABLE, Memory, usable_bytes
 from pomona.plan.roofline import EFFICIENCY, term_names
 from pomona.train.config import Run, Stage
 
@@ -40,7 +40,7 @@ td.wide { white-space: normal; text-align: left; min-width: 15rem; }
 th { font-weight: 600; } .no { color: var(--none); }
 """
 
-MEMORY_GROUPS = (
+MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
     ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments),
     ("activations", lambda m: m.activations + m.layer),
     ("weights gathered", lambda m: m.weights),
@@ -88,7 +88,13 @@ def _head(run: Run, stages: Sequence[Stage], chips: int) -> str:
     )
 
 
-def _bars(title, found, value, text, missing: str) -> str:  # type: ignore[no-untyped-def]
+def _bars(
+    title: str,
+    found: Sequence[Comparison],
+    value: Callable[[Plans], float | None],
+    text: Callable[[float], str],
+    missing: str,
+) -> str:
     rows = []
     for each in found:
         number = value(each.plans) if each.plans and each.plans.fits else None
