@@ -5,7 +5,17 @@ from typing import Any, Literal
 
 from pomona.core.errors import UserError
 
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "products", "gate", "qkv", "attention", "full"]
+
+KEPT: dict[RematPolicy, tuple[str, ...]] = {
+    "full": (),
+    "attention": ("attention",),
+    "qkv": ("attention", "query", "key", "value", "middle"),
+    "gate": ("attention", "query", "key", "value", "middle", "gate"),
+    "products": ("attention", "query", "key", "value", "middle", "gate", "up"),
+}
+"""What a policy keeps of each layer besides its input: names that the decoder gives. `attention` is the kernel's output
+with its log-normalisers, `middle` the sum after attention, the others are products as they leave their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +41,19 @@ class Execution:
     """auto: bfloat16 on TPU and GPU; float32 on CPU, whose matmuls are slower in bfloat16."""
     attention: Literal["auto", "reference", "blocked", "splash", "cudnn"] = "auto"
     """auto: splash on TPU, cuDNN on GPU, blocked on CPU."""
+    attention_block_tokens: int = 1024
+    """Queries and keys that the splash kernel works on at a time."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """auto: unrolled on CPU, where a scan copies its weights; scanned elsewhere, which compiles once."""
     weight_gradients: Literal["auto", "plain", "transposed"] = "auto"
     """transposed: the backward pass copies a matmul's inputs into columns first, which XLA:CPU multiplies faster.
     auto: transposed on one CPU device, plain elsewhere."""
     remat: RematPolicy = "none"
-    """What the backward pass recomputes: nothing, all but the matmuls, or each whole layer."""
+    """What the backward pass recomputes, from nothing to each whole layer: `products` all but the products and the
+    attention kernel, `gate` also one of the feed-forward block's two, `qkv` both, `attention` all but the kernel."""
+    rotation: Literal["auto", "split", "product"] = "auto"
+    """How rotary positions are turned; auto: by a product with a permutation on TPU, whose lanes do not turn cheaply;
+    by halves elsewhere."""
     loss_chunk_tokens: int = 1024
     """Tokens per device whose logits exist at one time."""
 
@@ -59,6 +75,7 @@ def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execut
         "gpu": ("bfloat16", "cudnn", "scanned"),
     }
     dtype, attention, layers = best.get(platform, ("float32", "blocked", "unrolled"))
+    rotation: Any = "product" if platform == "tpu" else "split"
     gradients: Any = "transposed" if platform == "cpu" and num_devices == 1 else "plain"
     return dataclasses.replace(
         execution,
@@ -66,6 +83,7 @@ def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execut
         attention=attention if execution.attention == "auto" else execution.attention,
         layers=layers if execution.layers == "auto" else execution.layers,
         weight_gradients=gradients if execution.weight_gradients == "auto" else execution.weight_gradients,
+        rotation=rotation if execution.rotation == "auto" else execution.rotation,
     )
 
 

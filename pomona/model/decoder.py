@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from pomona.model.config import Architecture, Execution
+from pomona.model.config import KEPT, Architecture, Execution
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.linear import linear
 from pomona.ops.norm import rms_norm
-from pomona.ops.rope import rope, rotation
+from pomona.ops.rope import norm_rope, rotation
 from pomona.parallel import rules
 
 P = TypeVar("P")  # the kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ...
@@ -79,44 +80,44 @@ def parameter_specs(architecture: Architecture) -> Decoder[Spec]:
     def linear(axes: tuple[str, ...], *shape: int, fan: int) -> Spec:
         return Spec((L, *shape), ("layers", *axes), "linear", fan)
 
-    def norm(width: int, axis: str) -> Spec:
-        return Spec((L, width), ("layers", axis), "norm")
+    def norm(width: int) -> Spec:
+        return Spec((L, width), ("layers", "norm"), "norm")
 
     return Decoder(
         embedding=Spec((a.vocab_size, D), ("vocab", "model"), "embedding", fan=D),
         layers=Layer(
-            attention_norm=norm(D, "model"),
+            attention_norm=norm(D),
             attention=Attention(
                 query=linear(("model", "heads", "head_dim"), D, N, H, fan=D),
                 key=linear(("model", "kv_heads", "head_dim"), D, K, H, fan=D),
                 value=linear(("model", "kv_heads", "head_dim"), D, K, H, fan=D),
                 output=linear(("heads", "head_dim", "model"), N, H, D, fan=N * H),
-                query_norm=norm(H, "head_dim"),
-                key_norm=norm(H, "head_dim"),
+                query_norm=norm(H),
+                key_norm=norm(H),
             ),
-            ffn_norm=norm(D, "model"),
+            ffn_norm=norm(D),
             ffn=FeedForward(
                 gate=linear(("model", "ffn"), D, F, fan=D),
                 up=linear(("model", "ffn"), D, F, fan=D),
                 down=linear(("ffn", "model"), F, D, fan=F),
             ),
         ),
-        final_norm=Spec((D,), ("model",), "norm"),
+        final_norm=Spec((D,), ("norm",), "norm"),
     )
 
 
 def embed(params: Decoder, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
     """The input vectors of tokens, x_BTD; every device looks up its own part of the vocabulary."""
-    table_VD = rules.gather(params.embedding, ("vocab", "model"), dtype)
 
-    def look_up(tokens_BT: jax.Array, table_VD: jax.Array) -> jax.Array:
+    def look_up(tokens_BT: jax.Array, shard_VD: jax.Array) -> jax.Array:
+        table_VD = rules.whole(shard_VD, ("vocab", "model"), dtype)
         local_BT = tokens_BT - rules.shard_index("vocab") * table_VD.shape[0]
         mine_BT1 = ((local_BT >= 0) & (local_BT < table_VD.shape[0]))[..., None]
         found_BTD = table_VD.at[local_BT].get(mode="clip")
         return rules.sum_over(jnp.where(mine_BT1, found_BTD, 0), "vocab")
 
-    specs = [("batch", "tokens"), ("vocab", None)]
-    return rules.on_shards(look_up, specs, ("batch", "tokens", None))(tokens_BT, table_VD)
+    specs = [("batch", "tokens"), ("vocab", "model")]
+    return rules.on_shards(look_up, specs, ("batch", "tokens", None))(tokens_BT, params.embedding)
 
 
 def run_layers(
@@ -142,8 +143,7 @@ def run_layers(
         execution=execution,
     )
     if execution.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
-        body = jax.checkpoint(body, policy=policy)
+        body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(*KEPT[execution.remat]))
     if execution.layers == "scanned":
         x_BTD, state = jax.lax.scan(lambda x, xs: body(x, *xs), x_BTD, (params.layers, state))
     else:
@@ -152,8 +152,7 @@ def run_layers(
             x_BTD, layer_state = body(x_BTD, weights, layer_state)
             states.append(layer_state)
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    final_norm_D = rules.gather(params.final_norm, ("model",), x_BTD.dtype)
-    return rms_norm(x_BTD, final_norm_D, architecture.norm_epsilon), state
+    return rms_norm(x_BTD, params.final_norm, architecture.norm_epsilon), state
 
 
 def layer(
@@ -168,7 +167,7 @@ def layer(
 ) -> tuple[jax.Array, Any]:
     """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
     w = map_specs(
-        lambda spec, weight: rules.gather(weight, spec.axes[1:], x_BTD.dtype),
+        lambda spec, weight: weight if spec.role == "norm" else rules.gather(weight, spec.axes[1:], x_BTD.dtype),
         parameter_specs(architecture).layers,
         weights,
     )
@@ -178,18 +177,19 @@ def layer(
         ("batch", "tokens", *rest) for rest in ((None,), ("heads", "head_dim"), ("kv_heads", "head_dim"), ("ffn",))
     )
 
+    turn = partial(norm_rope, rotation=rotary, epsilon=epsilon, way=execution.rotation)
     h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
-    q_BTNH = project("btd,dnh->btnh", h_BTD, w.attention.query, heads)
-    k_BTKH = project("btd,dkh->btkh", h_BTD, w.attention.key, kv_heads)
-    v_BTKH = project("btd,dkh->btkh", h_BTD, w.attention.value, kv_heads)
-    q_BTNH = rope(rms_norm(q_BTNH, w.attention.query_norm, epsilon), rotary)
-    k_BTKH = rope(rms_norm(k_BTKH, w.attention.key_norm, epsilon), rotary)
+    q_BTNH = checkpoint_name(project("btd,dnh->btnh", h_BTD, w.attention.query, heads), "query")
+    k_BTKH = checkpoint_name(project("btd,dkh->btkh", h_BTD, w.attention.key, kv_heads), "key")
+    v_BTKH = checkpoint_name(project("btd,dkh->btkh", h_BTD, w.attention.value, kv_heads), "value")
+    q_BTNH, k_BTKH = turn(q_BTNH, w.attention.query_norm), turn(k_BTKH, w.attention.key_norm)
     out_BTNH, state = attend(q_BTNH, k_BTKH, v_BTKH, state)
-    x_BTD = x_BTD + project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
+    out_BTD = project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
+    x_BTD = checkpoint_name(x_BTD + out_BTD, "middle")
 
     h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
-    gate_BTF = project("btd,df->btf", h_BTD, w.ffn.gate, ffn)
-    up_BTF = project("btd,df->btf", h_BTD, w.ffn.up, ffn)
+    gate_BTF = checkpoint_name(project("btd,df->btf", h_BTD, w.ffn.gate, ffn), "gate")
+    up_BTF = checkpoint_name(project("btd,df->btf", h_BTD, w.ffn.up, ffn), "up")
     return x_BTD + project("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, residual), state
 
 

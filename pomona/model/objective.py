@@ -50,7 +50,12 @@ def hidden_states(
         def local(q, k, v, q_segments, k_segments):
             assert execution.attention != "auto", "resolve() the execution first"
             offset = rules.shard_offset("tokens", q.shape[1])
-            return attention(q, k, v, q_segments, k_segments, q_offset=offset, implementation=execution.attention)
+            return attention(
+                *(q, k, v, q_segments, k_segments),
+                q_offset=offset,
+                implementation=execution.attention,
+                block_tokens=execution.attention_block_tokens,
+            )
 
         queries, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
         operands = {
@@ -72,9 +77,9 @@ def next_token_loss(
 ) -> LossSums:
     """Cross-entropy of the next token and z-loss, summed over the tokens of real documents."""
     hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
-    table_VD = rules.gather(params.embedding, ("vocab", "model"), hidden_BTD.dtype)
 
-    def local(hidden_BTD, table_VD, targets_BT, segments_BT):
+    def local(hidden_BTD, shard_VD, targets_BT, segments_BT):
+        table_VD = rules.whole(shard_VD, ("vocab", "model"), hidden_BTD.dtype)
         weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
         total, nll, z = cross_entropy(
@@ -90,5 +95,5 @@ def next_token_loss(
         return rules.sum_over(rules.sum_over(sums, "batch"), "tokens")
 
     token_axes = ("batch", "tokens")
-    arguments = [(*token_axes, None), ("vocab", None), token_axes, token_axes]
-    return rules.on_shards(local, arguments, ())(hidden_BTD, table_VD, batch.targets, batch.segments)
+    arguments = [(*token_axes, None), ("vocab", "model"), token_axes, token_axes]
+    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.segments)

@@ -17,6 +17,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     # parameters
     "layers": (),
     "model": ("fsdp",),
+    "norm": (),  # too small to gather
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

@@ -32,12 +32,18 @@ def sharding(mesh: Mesh | AbstractMesh, axes: Axes) -> NamedSharding:
 def gather(weight: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
     """A parameter in the compute dtype, whole along `model`: the all-gather of fully sharded data parallelism.
 
-    The cast comes first, so that bfloat16 travels. Its transpose reduces the gradient back to the shards.
+    The cast comes first, so that bfloat16 travels. The result is typed as reduced over the axes of the batch: its
+    gradient arrives as the devices' own unreduced parts, and the transpose of the two steps scatters their sum over
+    the shards, then adds the copies. In one step XLA would sum everything everywhere and throw most of it away.
     """
     weight = weight.astype(dtype)
     if _one_device():
         return weight
-    return jax.sharding.reshard(weight, partition([None if axis == "model" else axis for axis in axes]))
+    summed = _present("batch") | _present("tokens")
+    copies = summed - _present("model")
+    weight = jax.sharding.reshard(weight, partition(axes).update(reduced=copies)) if copies else weight
+    gathered = partition([None if axis == "model" else axis for axis in axes])
+    return jax.sharding.reshard(weight, gathered.update(reduced=summed))
 
 
 def place(value: jax.Array, axes: Axes) -> jax.Array:
@@ -71,6 +77,13 @@ def sum_over(value: Any, logical_axis: str) -> Any:
     return jax.lax.psum(value, names) if names else value
 
 
+def whole(weight: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+    """Inside `on_shards`: what `gather` gives outside of it. Its transpose scatters the gradient's sum over the shards."""
+    names, dimension = manual_axes("model"), list(axes).index("model")
+    weight = weight.astype(dtype)
+    return jax.lax.all_gather(weight, names, axis=dimension, tiled=True) if names else weight
+
+
 def manual_axes(logical_axis: str) -> tuple[str, ...]:
     """Inside `on_shards`: the mesh axes behind a logical axis that are larger than one."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -87,6 +100,12 @@ def shard_offset(logical_axis: str, length: int) -> jax.Array | int:
     """Inside `on_shards`: where this device's shard, `length` long, begins; the plain int 0 where the axis is whole."""
     index = shard_index(logical_axis)
     return 0 if isinstance(index, int) else index * length
+
+
+def _present(logical_axis: str) -> frozenset[str]:
+    """The mesh axes behind a logical axis that are larger than one."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return frozenset(axis for axis in TABLE[logical_axis] if sizes.get(axis, 1) > 1)
 
 
 def _one_device() -> bool:

@@ -1,0 +1,69 @@
+"""How long a Pallas kernel of a compiled program takes: XLA's own estimates leave kernels out.
+
+A kernel is the slower of its products on the matrix units and its bytes through HBM. Splash attention is known by name:
+its products follow from its operands and block sizes, and only blocks that the causal mask leaves are counted. Any other
+kernel is taken at the cost estimate that it was written with (`pl.CostEstimate`), or at its bytes.
+"""
+
+import json
+import re
+
+from pomona.core.chips import Chip
+from pomona.plan.hlo import Array, Instruction
+
+MATRIX_SHARE = {"v4": {"splash_mha_fwd": 0.53, "splash_mha_dkv": 0.80}, "v5p": {"splash_mha_fwd": 0.74, "splash_mha_dkv": 0.95}}
+"""Share of the matrix units' peak that a block's code reaches: their busy cycles over all cycles in the final VLIW schedule
+that libtpu writes out, blocks of 1024 x 1024, head dimension 128 (docs/benchmarks/fleet.md)."""
+
+OTHER_CHIPS = {"splash_mha_fwd": 0.65, "splash_mha_dkv": 0.85}  # between the two
+
+PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+"""Products of (queries x keys x head dimension) in a block: forward; fused backward, which makes the scores again."""
+
+MEMORY_SHARE = 0.85  # of the HBM's peak that streaming reaches
+BLOCK_CYCLES = 550  # around a block, in the same schedules: its DMAs begin and end, its place in the grid
+
+
+def kernel_seconds(kernel: Instruction, operands: list[Array], chip: Chip) -> float:
+    """Seconds of one call on one chip."""
+    traffic = sum(a.size_bytes for a in (*operands, *kernel.arrays) if not a.on_chip)
+    memory = traffic / (chip.memory_bytes_per_second * MEMORY_SHARE)
+    name = next((name for name in PRODUCTS if name in kernel.name or name in kernel.op_name), None)
+    if name is None:
+        flops, estimated = _cost_estimate(kernel.text)
+        return max(flops / chip.flops_per_second, estimated / (chip.memory_bytes_per_second * MEMORY_SHARE), memory)
+    flops, blocks = splash_work(kernel, operands, PRODUCTS[name])
+    products = flops / (chip.flops_per_second * MATRIX_SHARE.get(chip.name, OTHER_CHIPS)[name])
+    around = blocks / chip.tensor_cores * BLOCK_CYCLES / (chip.clock_hz or 1.5e9)
+    return max(products + around, memory)
+
+
+def splash_work(kernel: Instruction, operands: list[Array], products: int) -> tuple[float, int]:
+    """FLOPs of the blocks that are computed, and their number, of one splash call."""
+    q, k = [a for a in operands if a.dtype in ("bf16", "f32") and len(a.shape) >= 3][:2]
+    heads, queries, head_dim = q.shape[-3:]
+    keys = k.shape[-2]
+    block_q, block_kv = _block_sizes(kernel.text, "fwd" if products == 2 else "dkv")
+    block_q, block_kv = min(block_q, queries), min(block_kv, keys)
+    offset = keys - queries  # a shard of queries: the last one sees all keys, and the slowest shard sets the pace
+    computed = sum(
+        min(keys, -(-(offset + (row + 1) * block_q) // block_kv) * block_kv) // block_kv
+        for row in range(queries // block_q)
+    )
+    blocks = heads * computed * (1 if len(q.shape) == 3 else q.shape[0])
+    return blocks * products * 2.0 * block_q * block_kv * head_dim, blocks
+
+
+def _block_sizes(text: str, part: str) -> tuple[int, int]:
+    names = ("block_q", "block_kv") if part == "fwd" else ("block_q_dkv", "block_kv_dkv")
+    found = [re.search(rf'\\?"{name}\\?": (\d+)', text) for name in names]
+    return tuple(int(m[1]) if m else 1024 for m in found)  # type: ignore[return-value]
+
+
+def _cost_estimate(text: str) -> tuple[float, float]:
+    """(FLOPs, bytes) that the kernel was written with, or zeros."""
+    found = re.search(r'"cost_estimate":(\{[^}]*\})', text)
+    if not found:
+        return 0.0, 0.0
+    estimate = json.loads(found[1])
+    return float(estimate.get("flops", 0)), float(estimate.get("bytes_accessed", 0))
