@@ -51,9 +51,8 @@ class Execution:
     remat: RematPolicy = "none"
     """What the backward pass recomputes, from nothing to each whole layer: `products` all but the products and the
     attention kernel, `gate` also one of the feed-forward block's two, `qkv` both, `attention` all but the kernel."""
-    rotation: Literal["auto", "split", "product"] = "auto"
-    """How rotary positions are turned; auto: by a product with a permutation on TPU, whose lanes do not turn cheaply;
-    by halves elsewhere."""
+    rotation: Literal["auto", "split", "kernel"] = "auto"
+    """How heads are normalised and turned by their positions; auto: by a kernel of our own on TPU, by halves elsewhere."""
     loss_chunk_tokens: int = 1024
     """Tokens per device whose logits exist at one time."""
 
@@ -75,7 +74,7 @@ def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execut
         "gpu": ("bfloat16", "cudnn", "scanned"),
     }
     dtype, attention, layers = best.get(platform, ("float32", "blocked", "unrolled"))
-    rotation: Any = "product" if platform == "tpu" else "split"
+    rotation: Any = "kernel" if platform == "tpu" else "split"
     gradients: Any = "transposed" if platform == "cpu" and num_devices == 1 else "plain"
     return dataclasses.replace(
         execution,

@@ -166,38 +166,61 @@ def layer(
     execution: Execution,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
-    w = map_specs(
-        lambda spec, weight: weight if spec.role == "norm" else rules.gather(weight, spec.axes[1:], x_BTD.dtype),
-        parameter_specs(architecture).layers,
-        weights,
-    )
+    w = map_specs(partial(_matrix, x_BTD.dtype), parameter_specs(architecture).layers, weights)
     epsilon = architecture.norm_epsilon
     project = partial(_project, execution)
-    residual, heads, kv_heads, ffn = (
-        ("batch", "tokens", *rest) for rest in ((None,), ("heads", "head_dim"), ("kv_heads", "head_dim"), ("ffn",))
-    )
+    split = lambda y_BTM: y_BTM.reshape(*y_BTM.shape[:2], -1, architecture.head_dim)
 
-    turn = partial(norm_rope, rotation=rotary, epsilon=epsilon, way=execution.rotation)
+    turn = partial(_turn, execution, rotary, epsilon)
     h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
-    q_BTNH = checkpoint_name(project("btd,dnh->btnh", h_BTD, w.attention.query, heads), "query")
-    k_BTKH = checkpoint_name(project("btd,dkh->btkh", h_BTD, w.attention.key, kv_heads), "key")
-    v_BTKH = checkpoint_name(project("btd,dkh->btkh", h_BTD, w.attention.value, kv_heads), "value")
-    q_BTNH, k_BTKH = turn(q_BTNH, w.attention.query_norm), turn(k_BTKH, w.attention.key_norm)
+    q_BTNH = split(checkpoint_name(project(h_BTD, w.attention.query, "heads"), "query"))
+    k_BTKH = split(checkpoint_name(project(h_BTD, w.attention.key, "kv_heads"), "key"))
+    v_BTKH = split(checkpoint_name(project(h_BTD, w.attention.value, "kv_heads"), "value"))
+    q_BTNH, k_BTKH = turn("heads", q_BTNH, w.attention.query_norm), turn("kv_heads", k_BTKH, w.attention.key_norm)
     out_BTNH, state = attend(q_BTNH, k_BTKH, v_BTKH, state)
-    out_BTD = project("btnh,nhd->btd", out_BTNH, w.attention.output, residual)
-    x_BTD = checkpoint_name(x_BTD + out_BTD, "middle")
+    out_BTM = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
+    x_BTD = checkpoint_name(x_BTD + project(out_BTM, w.attention.output, None), "middle")
 
     h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
-    gate_BTF = checkpoint_name(project("btd,df->btf", h_BTD, w.ffn.gate, ffn), "gate")
-    up_BTF = checkpoint_name(project("btd,df->btf", h_BTD, w.ffn.up, ffn), "up")
-    return x_BTD + project("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, residual), state
+    gate_BTF = checkpoint_name(project(h_BTD, w.ffn.gate, "ffn"), "gate")
+    up_BTF = checkpoint_name(project(h_BTD, w.ffn.up, "ffn"), "up")
+    return x_BTD + project(jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, None), state
 
 
-def _project(execution: Execution, subscripts: str, x: jax.Array, weight: jax.Array, axes: rules.Axes) -> jax.Array:
-    """A linear layer whose result has these logical axes."""
+def _matrix(dtype: Any, spec: Spec, weight: jax.Array) -> jax.Array:
+    """A layer's weight as it is multiplied: whole, inputs by outputs. Heads and their dimension become one before the
+    gather, while it is a shard: XLA turns a product over two dimensions into a convolution, which costs on-chip memory."""
+    if spec.role == "norm":
+        return weight
+    axes, shape = spec.axes[1:], weight.shape
+    if "head_dim" in axes:
+        at = axes.index("head_dim")
+        shape, axes = (*shape[: at - 1], shape[at - 1] * shape[at], *shape[at + 1 :]), (*axes[:at], *axes[at + 1 :])
+    return rules.gather(weight.reshape(shape), axes, dtype)
+
+
+def _project(execution: Execution, x_BTI: jax.Array, weight_IO: jax.Array, axis: str | None) -> jax.Array:
+    """A linear layer; `axis` is the logical axis of its outputs."""
     if execution.weight_gradients == "transposed":
-        return linear(x, weight, inputs=(x.ndim + weight.ndim - len(axes)) // 2)
-    return rules.project(subscripts, x, weight, axes)
+        return linear(x_BTI, weight_IO)
+    return rules.project("bti,io->bto", x_BTI, weight_IO, ("batch", "tokens", axis))
+
+
+def _turn(
+    execution: Execution,
+    rotary: tuple[jax.Array, jax.Array],
+    epsilon: float,
+    heads: str,
+    x_BTNH: jax.Array,
+    weight_H: jax.Array,
+) -> jax.Array:
+    """Heads normalised and turned by their positions; `heads` is the logical axis they are sharded along."""
+    way = execution.rotation
+    assert way != "auto", "resolve() the execution first"
+    axes, table = ("batch", "tokens", heads, "head_dim"), ("batch", "tokens", None)
+    local = lambda x, weight, cos, sin: norm_rope(x, weight, (cos, sin), epsilon, way)
+    turn = rules.on_shards(local, [axes, ("norm",), table, table], axes) if way == "kernel" else local
+    return turn(x_BTNH, weight_H, *rotary)
 
 
 def _unstack(stacked: Any, count: int | None = None) -> list[Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pomona.ops import norm_rope_kernel
 from pomona.ops.norm import rms_norm
 
 
@@ -24,32 +25,17 @@ def norm_rope(
     weight_H: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     epsilon: float,
-    way: Literal["split", "product"],
+    way: Literal["split", "kernel"],
 ) -> jax.Array:
     """`rms_norm` of every head, then each dimension pair (i, i + H/2) turned by its angle; float32 inside."""
-    if way == "product":
-        return _by_product(x_BTNH, weight_H, rotation, epsilon)
-    cos_BT1C, sin_BT1C = (table[:, :, None] for table in rotation)
+    cos_BTC, sin_BTC = rotation
+    if way == "kernel":
+        whole = (jnp.concatenate(halves, axis=-1) for halves in ((cos_BTC, cos_BTC), (-sin_BTC, sin_BTC)))
+        return norm_rope_kernel.norm_rope(x_BTNH, weight_H, *whole, epsilon)
+    cos_BT1C, sin_BT1C = cos_BTC[:, :, None], sin_BTC[:, :, None]
     a, b = jnp.split(rms_norm(x_BTNH, weight_H, epsilon).astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([a * cos_BT1C - b * sin_BT1C, b * cos_BT1C + a * sin_BT1C], axis=-1)
     return turned.astype(x_BTNH.dtype)
-
-
-def _by_product(
-    x_BTNH: jax.Array, weight_H: jax.Array, rotation: tuple[jax.Array, jax.Array], epsilon: float
-) -> jax.Array:
-    """The other half of each pair comes from a product with a permutation, exact in any type; the norm's weight is
-    part of the tables and its scale comes last, so that all is one pass over x and no half-empty vectors."""
-    cos_BTC, sin_BTC = rotation
-    H = x_BTNH.shape[-1]
-    weight_H = weight_H.astype(jnp.float32)
-    own_BT1H = (jnp.concatenate([cos_BTC, cos_BTC], axis=-1) * weight_H)[:, :, None]
-    other_BT1H = (jnp.concatenate([-sin_BTC, sin_BTC], axis=-1) * jnp.roll(weight_H, H // 2))[:, :, None]
-    swap_HH = np.roll(np.eye(H), H // 2, axis=0)
-    swapped_BTNH = jnp.einsum("btnh,hk->btnk", x_BTNH, jnp.asarray(swap_HH, x_BTNH.dtype))
-    wide = x_BTNH.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return ((wide * own_BT1H + swapped_BTNH.astype(jnp.float32) * other_BT1H) * scale).astype(x_BTNH.dtype)
 
 
 def _stored(table_BTC: jax.Array) -> jax.Array:

@@ -3,14 +3,14 @@
 The TensorCore works through the instructions in order. Each takes the compiler's own estimate of its cycles; kernels and
 collectives, which have none, take the times of `kernels` and `collectives`. A copy between HBM and on-chip memory, or a
 collective, that is split into a start and a done runs beside the TensorCore on a resource of its own (DMA, links,
-network), one after the other on each; what is not finished at the done is waited for: that is exposed time. A loop is
-its body, once, times its trips.
+network), one after the other on each; what is not finished at the done is waited for: that is exposed time. A collective
+that XLA has fused with work ("async collective fusion") moves only while that work drives it. A loop is its body, once,
+times its trips.
 """
 
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Callable
 
 from pomona.core.chips import Chip
 from pomona.plan.collectives import KINDS, Places, Transfer, transfer
@@ -80,6 +80,7 @@ class _Walk:
         self._now = 0.0
         self._busy: dict[str, float] = defaultdict(float)
         self._flying: dict[str, tuple[float, Transfer | None]] = {}
+        self._driven: dict[str, float] = {}  # seconds left of collectives that only move while fused work drives them
 
     def run(self, computation: str, trips: int) -> float:
         """Seconds of one pass through a computation."""
@@ -96,10 +97,10 @@ class _Walk:
             self._loop(instruction, trips)
         elif opcode in ("call", "conditional"):
             self._branches(instruction, trips)
-        elif opcode == "copy-start":
-            seconds = instruction.arrays[0].size_bytes / self.chip.memory_bytes_per_second
-            self._flying[instruction.name] = (self._occupy("memory", seconds), None)
-        elif opcode == "copy-done":
+        elif opcode in ("copy-start", "slice-start"):
+            size = min(a.size_bytes for a in instruction.arrays[:2])  # source and target; a slice takes a part
+            self._flying[instruction.name] = (self._occupy("memory", size / self.chip.memory_bytes_per_second), None)
+        elif opcode in ("copy-done", "slice-done"):
             self._land(instruction, instruction.operands[0], "prefetch", trips)
         elif (collective := self._collective(computation, instruction)) is not None:
             self._communicate(computation, instruction, collective, trips)
@@ -151,7 +152,10 @@ class _Walk:
         starts = instruction.opcode.endswith("-start") or (fused and "-start" in instruction.name)
         ends = instruction.opcode.endswith("-done") or (fused and "-done" in instruction.name)
         if ends:
-            self._land(instruction, key if key in self._flying else instruction.operands[0], "collective", trips)
+            key = key if key in self._flying else instruction.operands[0]
+            if key in self._driven:
+                self._flying[key] = (self._now + self._driven.pop(key), self._flying[key][1])
+            self._land(instruction, key, "collective", trips)
             return
         if fused and not starts and key in self._flying:  # work that drives a collective that was started before
             self._work(self._kind(instruction), instruction, self._compute_seconds(computation, instruction), trips)
@@ -164,6 +168,8 @@ class _Walk:
         self._flying[key] = (done, moved)
         if not starts:
             self._land(instruction, key, "collective", trips)
+        elif fused:
+            self._driven[key] = done - self._now
 
     def _land(self, instruction: Instruction, key: str, kind: str, trips: int) -> None:
         done, moved = self._flying.pop(key, (self._now, None))
@@ -212,6 +218,3 @@ class _Walk:
             if instruction.opcode in ("convolution", "dot") or (nested and self._multiplies(nested)):
                 return True
         return False
-
-
-Report = Callable[[Prediction], str]
