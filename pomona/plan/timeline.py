@@ -157,8 +157,10 @@ class _Walk:
                 self._flying[key] = (self._now + self._driven.pop(key), self._flying[key][1])
             self._land(instruction, key, "collective", trips)
             return
-        if fused and not starts and key in self._flying:  # work that drives a collective that was started before
-            self._work(self._kind(instruction), instruction, self._compute_seconds(computation, instruction), trips)
+        if fused and not starts and key in self._driven:  # work that drives a collective that was started before
+            seconds = self._compute_seconds(computation, instruction)
+            self._driven[key] = max(0.0, self._driven[key] - seconds)
+            self._work(self._kind(instruction), instruction, seconds, trips)
             return
         scatters = "all-reduce-scatter" in (instruction.calls("calls") or "")
         moved = transfer(collective, operand_bytes, self.places, scatters)
