@@ -177,6 +177,7 @@ def layer(
         ("batch", "tokens", *rest) for rest in ((None,), ("heads", "head_dim"), ("kv_heads", "head_dim"), ("ffn",))
     )
 
+    assert execution.rotation != "auto", "resolve() the execution first"
     turn = partial(norm_rope, rotation=rotary, epsilon=epsilon, way=execution.rotation)
     h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
     q_BTNH = checkpoint_name(project("btd,dnh->btnh", h_BTD, w.attention.query, heads), "query")
