@@ -46,7 +46,9 @@ def _by_product(
     own_BT1H = (jnp.concatenate([cos_BTC, cos_BTC], axis=-1) * weight_H)[:, :, None]
     other_BT1H = (jnp.concatenate([-sin_BTC, sin_BTC], axis=-1) * jnp.roll(weight_H, H // 2))[:, :, None]
     swap_HH = np.roll(np.eye(H), H // 2, axis=0)
-    swapped_BTNH = jnp.einsum("btnh,hk->btnk", x_BTNH, jnp.asarray(swap_HH, x_BTNH.dtype))
+    # Accelerators round float32 operands of a product to fewer bits unless told not to.
+    precision = jax.lax.Precision.HIGHEST if x_BTNH.dtype == jnp.float32 else None
+    swapped_BTNH = jnp.einsum("btnh,hk->btnk", x_BTNH, jnp.asarray(swap_HH, x_BTNH.dtype), precision=precision)
     wide = x_BTNH.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
     return ((wide * own_BT1H + swapped_BTNH.astype(jnp.float32) * other_BT1H) * scale).astype(x_BTNH.dtype)
