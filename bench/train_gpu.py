@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="sequences of a micro-batch")
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--sequence", type=int, default=4096)
-    parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
+    parser.add_argument("--remat", default="products", choices=("none", "products", "gate", "qkv", "attention", "full"))
     parser.add_argument("--attention", default="auto", choices=("auto", "cudnn", "reference"))
     parser.add_argument("--loss-chunk-tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=10)

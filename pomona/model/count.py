@@ -7,6 +7,7 @@ Bytes of activations are those of bfloat16 compute, the plan's; what is kept in 
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
@@ -60,7 +61,8 @@ class Remat:
     """What a policy keeps of one layer for the backward pass, and what it computes again there.
 
     Bytes per token, for every unit of the model's width, of the query heads, of the key-value heads, of the
-    feed-forward block. `again` names the layer's products, as `product_flops` does.
+    feed-forward block. `again` names the layer's products, as `product_flops` does, for a kernel of attention whose
+    output and log-normalisers a policy can name (splash).
     """
 
     model_bytes: int
@@ -68,17 +70,21 @@ class Remat:
     kv_heads_bytes: int
     ffn_bytes: int
     again: tuple[str, ...]
-    keeps_weights: bool = False  # the layer's weights as they were multiplied: whole, in bfloat16
+    keeps_weights: bool = False  # the layer's as they were multiplied, whole, in bfloat16; nothing is computed again
 
 
 REMAT: dict[RematPolicy, Remat] = {
-    # Both norms keep their input twice in float32 and their output, queries and keys likewise; values, attention's
-    # output, and six of the feed-forward block: gate, up, three inside silu, their product.
-    "none": Remat(20, 12, 12, 12, again=(), keeps_weights=True),
-    # The layer's input and the sum after attention; queries, keys, values as projected; gate and up.
-    "dots": Remat(4, 2, 4, 4, again=("attention",)),
-    # The layer's input. Its last product is needed by no gradient, so it is not computed again.
-    "full": Remat(2, 0, 0, 0, again=("qkv", "attention", "output", "gate_up")),
+    # Both norms keep their input twice in float32 and their output; queries and keys are kept three times in float32
+    # (itself, its other halves, turned; by halves, once less) and as the kernel reads them; values, attention's output,
+    # and six of the feed-forward block: gate, up, three inside silu, their product.
+    "none": Remat(20, 16, 16, 12, again=(), keeps_weights=True),
+    # All keep the layer's input. The sum after attention; attention's output; queries, keys, values as projected; gate
+    # and up. The last product is needed by no gradient, so it is never computed again.
+    "products": Remat(4, 4, 4, 4, again=()),
+    "gate": Remat(4, 4, 4, 2, again=("up",)),
+    "qkv": Remat(4, 4, 4, 0, again=("gate", "up")),
+    "attention": Remat(2, 2, 0, 0, again=("qkv", "output", "gate", "up")),
+    "full": Remat(2, 0, 0, 0, again=("qkv", "attention", "output", "gate", "up")),
 }
 
 AT_WORK = Remat(8, 8, 8, 12, again=())
@@ -99,18 +105,18 @@ def weights(a: Architecture) -> tuple[Weight, ...]:
 
     return (
         Weight("embedding", "embedding", (a.vocab_size, D), ("vocab", "model")),
-        layer("attention_norm", "norms", (D,), "model"),
+        layer("attention_norm", "norms", (D,), "norm"),
         layer("attention.query", "attention", (D, N, H), "model", "heads", "head_dim"),
         layer("attention.key", "attention", (D, K, H), "model", "kv_heads", "head_dim"),
         layer("attention.value", "attention", (D, K, H), "model", "kv_heads", "head_dim"),
         layer("attention.output", "attention", (N, H, D), "heads", "head_dim", "model"),
-        layer("attention.query_norm", "norms", (H,), "head_dim"),
-        layer("attention.key_norm", "norms", (H,), "head_dim"),
-        layer("ffn_norm", "norms", (D,), "model"),
+        layer("attention.query_norm", "norms", (H,), "norm"),
+        layer("attention.key_norm", "norms", (H,), "norm"),
+        layer("ffn_norm", "norms", (D,), "norm"),
         layer("ffn.gate", "ffn", (D, F), "model", "ffn"),
         layer("ffn.up", "ffn", (D, F), "model", "ffn"),
         layer("ffn.down", "ffn", (F, D), "ffn", "model"),
-        Weight("final_norm", "norms", (D,), ("model",)),
+        Weight("final_norm", "norms", (D,), ("norm",)),
     )
 
 
@@ -140,17 +146,17 @@ def product_flops(a: Architecture, sequence_length: int) -> dict[str, float]:
         "qkv": 2 * D * (query + 2 * key),
         "attention": 4 * query * (sequence_length + 1) / 2,
         "output": 2 * query * D,
-        "gate_up": 4 * D * a.ffn_dim,
+        "gate": 2 * D * a.ffn_dim,
+        "up": 2 * D * a.ffn_dim,
         "down": 2 * a.ffn_dim * D,
     }
 
 
-def recomputed_flops(a: Architecture, sequence_length: int, policy: RematPolicy) -> float:
-    """FLOPs of one training token, over all layers, beyond `training_flops`: what the policy and the attention kernel
-    compute again."""
+def recomputed_flops(a: Architecture, sequence_length: int, again: Iterable[str]) -> float:
+    """FLOPs of one training token, over all layers, beyond `training_flops`: the products that are computed again, and
+    what the attention kernel repeats in its backward pass."""
     products = product_flops(a, sequence_length)
-    again = sum(products[name] for name in REMAT[policy].again)
-    return a.num_layers * (again + KERNEL_AGAIN * products["attention"])
+    return a.num_layers * (sum(products[name] for name in again) + KERNEL_AGAIN * products["attention"])
 
 
 def activation_bytes(a: Architecture, kept: Remat, model_shards: int = 1) -> float:

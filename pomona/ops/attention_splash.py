@@ -56,8 +56,9 @@ def attend(
 
 
 def _of_shard(kernel: Any, index: jax.Array | int, shards: int) -> Any:
-    """The kernel with the part of its tables that is for one shard of the queries, as `shard_map` would hand it out: its
-    grids by heads and query blocks have theirs second, the list of query positions is one-dimensional."""
+    """The kernel with the part of its tables that is for one shard of the queries, as `shard_map` would hand it out.
+
+    The grids, by heads and query blocks, are cut along their second dimension; the list of query positions has one."""
 
     def part(table: jax.Array | None, dimension: int) -> jax.Array | None:
         if table is None:

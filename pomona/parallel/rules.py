@@ -78,7 +78,7 @@ def sum_over(value: Any, logical_axis: str) -> Any:
 
 
 def whole(weight: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
-    """Inside `on_shards`: what `gather` gives outside of it. Its transpose scatters the gradient's sum over the shards."""
+    """Inside `on_shards`: what `gather` gives outside. Its transpose scatters the gradient's sum over the shards."""
     names, dimension = manual_axes("model"), list(axes).index("model")
     weight = weight.astype(dtype)
     return jax.lax.all_gather(weight, names, axis=dimension, tiled=True) if names else weight

@@ -77,11 +77,9 @@ def terms(layout: Layout, groups: Groups | None = None) -> Terms:
 def compute_seconds(layout: Layout) -> float:
     """FLOPs of the busiest device over its peak."""
     a, length, parts = layout.run.architecture, layout.stage.sequence_length, layout.token_shards
-    again = recomputed_flops(a, length, layout.run.execution.remat)
-    flops = training_flops(a, length).causal + again
+    flops = training_flops(a, length).causal + recomputed_flops(a, length, layout.again)
     # The last part of a sequence attends to all the others: (2n - 1) / n of the mean.
-    policy = REMAT[layout.run.execution.remat]
-    passes = 3.5 + ("attention" in policy.again)
+    passes = 3.5 + ("attention" in layout.again)
     flops += (parts - 1) / parts * passes * a.num_layers * product_flops(a, length)["attention"]
     total = flops * layout.tokens * layout.micro_batches / layout.model_shards
     return total * layout.fleet.chip.devices / layout.fleet.chip.flops_per_second
@@ -92,10 +90,13 @@ def memory_seconds(layout: Layout) -> float:
     a, n = layout.run.architecture, layout.micro_batches
     w = device_weights(a, layout.model_shards, layout.weight_shards)
     policy = REMAT[layout.run.execution.remat]
-    # Weights are gathered and read, read backward, their gradient written; gathered and read again where recomputed.
-    uses = 4 + 2 * bool(policy.again)
-    # Each tensor of a layer is written and read in the forward pass and, with its gradient, in the backward pass.
-    layer = 2 * activation_bytes(a, AT_WORK, layout.model_shards) * (1 + 0.5 * bool(policy.again))
+    anew = not policy.keeps_weights
+    # Weights are gathered and read, read backward, their gradient written; gathered anew where they are not kept, and
+    # read once more for products that are computed again.
+    uses = 4 + anew + bool(layout.again)
+    # Each tensor of a layer is written and read in the forward pass and, with its gradient, in the backward pass; the
+    # forward half once more where what lies between the products is computed again.
+    layer = 2 * activation_bytes(a, AT_WORK, layout.model_shards) * (1 + 0.5 * anew)
     kept = 2 * activation_bytes(a, policy, layout.model_shards)
     logits = 16 * a.vocab_size / layout.model_shards
     per_token = a.num_layers * (layer + kept) + logits
@@ -116,8 +117,8 @@ def collectives(layout: Layout, groups: Groups | None = None) -> list[Collective
     sums = a.num_layers * (4 + ("output" in policy.again)) + 2
     token_vectors = BFLOAT16 * layout.tokens * a.model_dim
     keys_values = 2 * BFLOAT16 * layout.sequences * layout.stage.sequence_length * a.num_kv_heads * a.head_dim
-    # Gathered forward and where attention is computed again; their gradients scattered.
-    turns = a.num_layers * (2 + ("attention" in policy.again))
+    # Gathered forward, and backward where they are not kept whole; their gradients scattered.
+    turns = a.num_layers * (2 + (not policy.keeps_weights))
     shard = BFLOAT16 * w.stored
     found = [
         ("weights gathered", groups.weights, n * groups.weights.gather_seconds(gathers * layers + 2 * embedding)),

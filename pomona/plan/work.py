@@ -10,7 +10,7 @@ from functools import cache
 from pomona.core.errors import UserError
 from pomona.core.fleet import Fleet
 from pomona.model.config import Architecture
-from pomona.model.count import weights
+from pomona.model.count import REMAT, weights
 from pomona.parallel.config import check_divides, mesh_shape, shards
 from pomona.parallel.placement import check_slices
 from pomona.train.config import Run, Stage
@@ -49,6 +49,14 @@ class Layout:
         return shards("tokens", self.sizes)
 
     @property
+    def again(self) -> tuple[str, ...]:
+        """The layer's products that the backward pass computes again. On GPUs attention is one of them with every
+        policy but `none`: cuDNN's log-normalisers have no name by which they could be kept."""
+        policy = REMAT[self.run.execution.remat]
+        nameless = not (policy.keeps_weights or self.fleet.chip.torus_dimensions or "attention" in policy.again)
+        return (*policy.again, "attention") if nameless else policy.again
+
+    @property
     def sequences(self) -> float:
         """Sequences of one micro-batch on one device."""
         return self.stage.batch_size / shards("batch", self.sizes) / self.micro_batches
@@ -71,7 +79,7 @@ class DeviceWeights:
 @cache
 def device_weights(a: Architecture, model_shards: int, weight_shards: int) -> DeviceWeights:
     """The weights of one device where heads, units and vocabulary are cut into `model_shards`, the width into
-    `weight_shards`; norms of a head are not cut."""
+    `weight_shards`; norms are not cut."""
     spread = {"heads", "kv_heads", "ffn", "vocab"}
     whole = {w.name: w.size // (model_shards if spread & set(w.axes) else 1) for w in weights(a)}
     stored = sum(n // (weight_shards if "model" in w.axes else 1) for w, n in zip(weights(a), whole.values()))

@@ -9,8 +9,6 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pomona.ops.cross_entropy import cross_entropy
-from pomona.ops.norm import rms_norm
-from pomona.ops.rope import rope, rotation
 
 Z = 1e-2  # large enough to show in the numbers
 
@@ -71,17 +69,3 @@ def test_no_logits_of_all_tokens_exist():
     loss = lambda h, t: cross_entropy(h, t, jnp.asarray(targets), weights, z_loss=Z, chunk_tokens=64)[0]
     memory = jax.jit(jax.grad(loss)).lower(*args).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4096 * 512 * 4 / 4
-
-
-def test_norm_and_rope_against_numpy():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 5, 3, 8))
-    weight = rng.normal(size=8)
-    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
-    f32 = lambda a: jnp.asarray(a, jnp.float32)
-    np.testing.assert_allclose(rms_norm(f32(x), f32(weight), 1e-5), expected, atol=1e-5)
-    positions = np.array([[0, 1, 2, 0, 1], [7, 8, 9, 10, 11]])
-    angle = positions[..., None] * 1000.0 ** (-np.arange(4) / 4)
-    turn = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[:, :, None]
-    expected = np.concatenate([turn.real, turn.imag], axis=-1)
-    np.testing.assert_allclose(rope(f32(x), rotation(jnp.asarray(positions), x.shape[-1], 1000.0)), expected, atol=1e-5)
