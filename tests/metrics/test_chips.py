@@ -45,3 +45,31 @@ def test_figures_are_in_their_units():
         assert 10 < chip.memory_bytes / 1e9 < 300
         assert 3 < chip.memory_bytes_per_second / chip.link_bytes_per_second < 15
     assert CHIPS["7x"].devices == 2
+
+
+def test_links_are_what_the_makers_sum_up():
+    # GB/s in both directions, as the documentation and the data sheets give them.
+    both_ways = {
+        "v4": 600,
+        "v5e": 400,
+        "v5p": 1200,
+        "v6e": 800,
+        "7x": 1200,
+        "a100-80gb": 600,
+        "h100": 900,
+        "b200": 1800,
+    }
+    for name, total in both_ways.items():
+        assert CHIPS[name].link_bytes_per_second * 2 == total * 1e9
+    for chip in CHIPS.values():
+        assert chip.torus_dimensions in (0, chip.links // 2)
+        assert chip.network_bytes_per_second * 3 < chip.link_bytes_per_second
+
+
+def test_the_clock_gives_the_peak():
+    units, multipliers = 4, 128 * 128
+    for name in ("v4", "v5e", "v5p"):
+        chip = CHIPS[name]
+        assert 2 * chip.tensor_cores * units * multipliers * chip.clock_hz == pytest.approx(
+            chip.flops_per_second, rel=3e-3
+        )
