@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pomona.core.errors import PREEMPTED, STALLED, USER_ERROR, Preempted, UserError
 from pomona.launch import keeper
-from pomona.parallel.config import mesh_shape, shards
-from pomona.train.config import Run, check_run
+from pomona.launch.job import check_fits
+from pomona.train.config import Run
 from pomona.train.signals import StopRequest, stop_requests
 
 LOOK_EVERY_SECONDS = 0.1
@@ -52,17 +52,7 @@ def check_job(run: Run, processes: int, max_restarts: int) -> None:
             "a job has at least one process, and is started again no less than 0 times.",
             "pomona launch local --processes 2 --max-restarts 3 " + run.name,
         )
-    check_run(run)
-    parts = shards("batch", mesh_shape(run.mesh, processes))
-    others = processes // parts
-    for stage in run.stages:
-        sequences = stage.batch_size // (stage.micro_batches or 1)
-        if sequences % parts:
-            raise UserError(
-                f"{processes} processes spread {sequences} sequences of stage {stage.name!r} over {parts} devices.",
-                "each process has one device, and the devices share a batch (or micro-batch) equally.",
-                f"--processes {others * max(n for n in range(1, parts) if sequences % n == 0)}",
-            )
+    check_fits(run, processes, "--processes {devices}")
 
 
 def run_job(job: Job, restarting: Callable[[int, int], None] = lambda code, count: None) -> int:
@@ -163,6 +153,7 @@ def _start(job: Job, index: int, address: str, group: int, members: int) -> subp
         "JAX_PROCESS_ID": str(index),
         "JAX_LOCAL_DEVICE_IDS": str(index),  # of the GPUs, where there are some
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {one_device}".strip(),
+        "PYTHONUNBUFFERED": "1",  # process 0 is read live, and a killed one has said its last word
     }
     with contextlib.ExitStack() as files:
         output = None
