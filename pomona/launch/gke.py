@@ -111,10 +111,11 @@ def check_gke(job: GkeJob, run: Run) -> None:
     longest_pod = f"-{job.part}-{job.fleet.slices - 1}-{job.hosts_per_slice - 1}{RANDOM_SUFFIX}"
     check_name(job.name, LONGEST_NAME - len(longest_pod))
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^\s/]+)*/?", job.bucket):
+        near = re.sub(r"[^a-z0-9._/-]+", "-", re.sub(r"^\w*:/*", "", job.bucket.lower())).strip("/-")
         raise UserError(
             f"--bucket {job.bucket} is no address of a bucket.",
-            "checkpoints outlive the pods, so the run is a folder of a Cloud Storage bucket, which every pod mounts.",
-            f"--bucket gs://{re.sub(r'^.*:/*', '', job.bucket) or 'my-bucket'}",
+            "the run outlives the pods, in a Cloud Storage bucket that all mount: gs://, a name in lower case, a folder.",
+            f"--bucket gs://{near if len(near) > 2 else 'my-bucket'}",
         )
     for each in job.environment:
         if not re.fullmatch(r"[A-Za-z_]\w*=.*", each, flags=re.DOTALL):

@@ -1,4 +1,4 @@
-"""The JobSet: every field is one of the published API, and it says what the fleet, the run and the exit codes ask for."""
+"""The JobSet: every field is one of the published API; it says what the fleet, the run and the exit codes ask for."""
 
 import copy
 import json
@@ -19,7 +19,12 @@ IMAGE = ["--image", "europe-docker.pkg.dev/mine/pomona:1"]
 SERVER = ["launch", "gke", "afm_server", "--chips", "v4:8x8x16", "--slices", "8", *IMAGE, "--mesh.seq", "4"]
 GPUS = ["launch", "gke", "afm_85m", "--chips", "h100-16", *IMAGE]
 BUCKET = ["--bucket", "gs://mine/runs"]
-ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob"}  # an enumeration of the CRD
+ACTIONS = {
+    "FailJobSet",
+    "RestartJobSet",
+    "RestartJobSetAndIgnoreMaxRestarts",
+    "RestartJob",
+}  # an enumeration of the CRD
 
 
 def check_published(document):
@@ -145,7 +150,9 @@ def ending(document, code):
     failure = "BackoffLimitExceeded"  # of a Job whose backoffLimit is 0
     for rule in job_of(document)["podFailurePolicy"]["rules"]:
         exits, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")
-        matches = code in exits["values"] if exits else code == "disrupted" and conditions[0]["type"] == "DisruptionTarget"
+        matches = (
+            code in exits["values"] if exits else code == "disrupted" and conditions[0]["type"] == "DisruptionTarget"
+        )
         if matches:
             assert rule["action"] == "FailJob"
             failure = "PodFailurePolicy"
@@ -164,7 +171,9 @@ def test_a_mistake_ends_the_jobset_a_preemption_restarts_it_for_free_and_all_els
     assert ending(document, 75) == ending(document, "disrupted") == "RestartJobSetAndIgnoreMaxRestarts"
     assert ending(document, 124) == ending(document, 1) == ending(document, 137) == "RestartJobSet"
     assert document["spec"]["failurePolicy"]["maxRestarts"] == 7
-    assert (job_of(document)["backoffLimit"], pod_of(document)["restartPolicy"]) == (0, "Never"), "both policies need it"
+    assert (job_of(document)["backoffLimit"], pod_of(document)["restartPolicy"]) == (0, "Never"), (
+        "both policies need it"
+    )
 
 
 def test_a_pod_has_time_to_save_and_keeps_its_run_in_the_bucket(capsys):

@@ -55,7 +55,7 @@ def wait_until(condition):
 
 
 def test_each_process_knows_its_place_and_has_one_device(tmp_path):
-    names = "JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID JAX_LOCAL_DEVICE_IDS XLA_FLAGS".split()
+    names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "XLA_FLAGS"]
     code = f"import json; pathlib.Path({str(tmp_path)!r}, f'{{index}}.json').write_text(json.dumps(dict(os.environ)))"
     assert run_job(job(tmp_path / "logs", code)) == 0
     told = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
