@@ -114,7 +114,7 @@ def check_gke(job: GkeJob, run: Run) -> None:
         near = re.sub(r"[^a-z0-9._/-]+", "-", re.sub(r"^\w*:/*", "", job.bucket.lower())).strip("/-")
         raise UserError(
             f"--bucket {job.bucket} is no address of a bucket.",
-            "the run outlives the pods, in a Cloud Storage bucket that all mount: gs://, a name in lower case, a folder.",
+            "the run outlives the pods in a Cloud Storage bucket: gs://, its name in lower case, perhaps a folder.",
             f"--bucket gs://{near if len(near) > 2 else 'my-bucket'}",
         )
     for each in job.environment:
@@ -251,8 +251,8 @@ def _selector(job: GkeJob) -> dict[str, str]:
 
 
 def _environment(job: GkeJob) -> list[dict[str, Any]]:
-    """Variables: the accelerator or an error, never a silent CPU; for GPU nodes, who is who."""
-    values = {"JAX_PLATFORMS": "cuda" if job.is_gpu else "tpu", "PYTHONUNBUFFERED": "1"}
+    """Variables: the first platform is used or it is an error, never a silent CPU; for GPU nodes, who is who."""
+    values = {"JAX_PLATFORMS": "cuda,cpu" if job.is_gpu else "tpu,cpu", "PYTHONUNBUFFERED": "1"}
     index: list[dict[str, Any]] = []
     if job.is_gpu:
         values["LD_LIBRARY_PATH"] = "/usr/local/nvidia/lib64"  # where GKE puts the driver

@@ -19,8 +19,8 @@ WAIT_SECONDS = 60  # after the first task has ended: the others wait for one tha
 TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d{1,2}(:\d\d){0,2}")
 
 BODY = """\
-# The accelerator or an error, never a silent CPU.
-export JAX_PLATFORMS=cuda PYTHONUNBUFFERED=1
+# The first platform is used or it is an error, never a silent CPU.
+export JAX_PLATFORMS=cuda,cpu PYTHONUNBUFFERED=1
 
 # All GPUs of a node are visible to each of its tasks, and JAX takes one by its local number. Where one task ends, the
 # others get {wait} s, not the blow that --kill-on-bad-exit deals: they may be saving.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pomona.cli.main import VERBS
+from pomona.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -74,6 +74,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
                 resolve(words[2], words[3:])
             if words[1] == "launch":
                 assert words[2] in LAUNCHERS, line
+                assert words[2] == "local" or main([*words[1:], "--output", "-"]) == 0, line
 
 
 def test_the_readme_lists_every_recipe_with_its_numbers():

@@ -111,7 +111,7 @@ def test_eight_slices_of_1024_chips_are_eight_jobs_of_256_hosts(capsys):
     exclusive = document["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
     assert exclusive == "cloud.google.com/gke-nodepool"
     assert document["spec"]["network"]["subdomain"] == document["metadata"]["name"] == "afm-server"
-    assert environment(document)["JAX_PLATFORMS"] == "tpu"
+    assert environment(document)["JAX_PLATFORMS"] == "tpu,cpu"
     assert not any(name.startswith(("MEGASCALE", "TPU_WORKER")) for name in environment(document)), "GKE's own"
 
 
@@ -126,7 +126,7 @@ def test_gpu_nodes_are_told_who_they_are(capsys):
     port = container["ports"][0]["containerPort"]
     # JobSet names a pod JOBSET-JOB-INDEX-POD and makes the JobSet's name the subdomain.
     assert told["JAX_COORDINATOR_ADDRESS"] == f"afm-85m-{part['name']}-0-0.{document['metadata']['name']}:{port}"
-    assert (told["JAX_NUM_PROCESSES"], told["JAX_PLATFORMS"]) == ("2", "cuda")
+    assert (told["JAX_NUM_PROCESSES"], told["JAX_PLATFORMS"]) == ("2", "cuda,cpu")
     (index,) = (each for each in container["env"] if each["name"] == "JAX_PROCESS_ID")
     assert "job-completion-index" in index["valueFrom"]["fieldRef"]["fieldPath"]
 

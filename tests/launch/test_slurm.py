@@ -115,5 +115,5 @@ def test_the_tasks_train_exactly_the_run_that_was_asked_for(script):
     assert (program, verb) == ("pomona", "train")
     run, folder = resolve(recipe, settings)
     assert run == resolve("afm_85m", SETTINGS)[0] and str(folder) == "shared runs/mine"
-    assert (script.parent / "srun.environment").read_text() == "platform cuda\n"
+    assert (script.parent / "srun.environment").read_text() == "platform cuda,cpu\n"
     assert shlex.quote("my texts/*.txt") in script.read_text(), "no shell has read the star"
