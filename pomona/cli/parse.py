@@ -6,13 +6,15 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from pomona.core.config import did_you_mean
 from pomona.core.errors import UserError
+from pomona.recipes.registry import recipe
+from pomona.train.config import Run
 
 T = TypeVar("T")
 
@@ -69,14 +71,36 @@ def take(arguments: list[str], name: str, example: str) -> tuple[str | None, lis
     return value, rest
 
 
+def take_fields(arguments: list[str], kind: type) -> tuple[list[str], list[str]]:
+    """The arguments that are fields of a flat config class, and the others; a verb's options beside a recipe's.
+
+    Raises:
+        UserError: an option has no value, or is given twice.
+    """
+    hints = get_type_hints(kind)
+    own: list[str] = []
+    for field in dataclasses.fields(kind):
+        name = f"--{field.name.replace('_', '-')}"
+        if hints[field.name] is bool:
+            given = [argument for argument in arguments if argument.split("=")[0] == name]
+            own, arguments = own + given[:1], [argument for argument in arguments if argument not in given]
+            continue
+        value, arguments = take(arguments, name, field.metadata.get("example", "VALUE"))
+        own += [name, value] if value is not None else []
+    return own, arguments
+
+
 def kinds_first(config: Any, arguments: list[str]) -> list[str]:
     """The arguments with each `part:kind` before the options, where tyro wants it."""
     kinds = {_spelt(part, choice) for part, choices in _choices(config).items() for choice in choices}
     return sorted(arguments, key=lambda argument: argument not in kinds)
 
 
-def check_names(config: Any, arguments: list[str], verb: str) -> None:
+def check_names(config: Any, arguments: list[str], verb: str, also: Collection[str] = ()) -> None:
     """Catches a misspelt override before tyro does, to offer the nearest name.
+
+    Args:
+        also: options of the verb itself.
 
     Raises:
         UserError: an argument begins with `--` and names no field of `config`, or a whole part of it.
@@ -102,15 +126,29 @@ def check_names(config: Any, arguments: list[str], verb: str) -> None:
                 "an override names one field, --part.field VALUE; a part with several kinds is chosen as part:kind.",
                 " or ".join(offered[:3]) + f". `pomona {verb} --help` lists all.",
             )
-        if name.startswith("--") and name not in known | {"--help", "--run"}:
+        if name.startswith("--") and name not in known | {"--help", *also}:
             last = name.removeprefix("--").rsplit(".")[-1]
             same = sorted(option for option in known if option.rsplit(".")[-1] == last)
-            near = f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(name, known)
+            near = f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(name, known.union(also))
             raise UserError(
                 f"{argument.split('=')[0]} is no setting of this recipe.",
                 "an override names a field of the configuration: --part.field VALUE.",
                 f"{near} " * near.startswith("did") + f"`pomona {verb} --help` lists all.",
             )
+
+
+def configure(name: str, arguments: list[str], verb: str, description: str, also: Collection[str] = ()) -> Run:
+    """The recipe of a name with its overrides.
+
+    Args:
+        also: options of the verb itself, which may be meant by a misspelt one.
+
+    Raises:
+        UserError: an unknown recipe, setting or value.
+    """
+    default = recipe(name)()
+    check_names(default, arguments, f"{verb} {name}", also)
+    return parse(Run, kinds_first(default, arguments), f"{verb} {name}", default=default, description=description)
 
 
 def options(config: Any, prefix: str = "--") -> Iterator[str]:

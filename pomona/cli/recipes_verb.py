@@ -7,8 +7,9 @@ from rich.table import Table
 
 from pomona.core.config import to_json
 from pomona.core.errors import UserError
+from pomona.core.wording import amount
 from pomona.model.count import count_parameters
-from pomona.recipes.registry import CHIPS, RECIPES, recipe
+from pomona.recipes.registry import HARDWARE, RECIPES, recipe
 from pomona.train.config import total_tokens
 
 
@@ -37,15 +38,7 @@ def run(arguments: list[str]) -> None:
             name,
             amount(count_parameters(run.architecture).total),
             amount(total_tokens(run)),
-            CHIPS[name],
+            HARDWARE[name].text,
             (make.__doc__ or "").split(":")[0],
         )
     Console(highlight=False).print(table)
-
-
-def amount(number: float) -> str:
-    """`4.0 M`, `2.74 B`, `7.4 T`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}"

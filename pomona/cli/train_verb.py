@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pomona.cli.parse import check_names, kinds_first, parse, take
+from pomona.cli.parse import configure, take
 from pomona.recipes.registry import recipe
 from pomona.train.config import Run
 
@@ -47,10 +47,6 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    make = recipe(name)
-    default = make()
-    check_names(default, arguments, f"train {name}")
     folder, rest = take(arguments, "--run", "runs/mine")
-    description = DESCRIPTION.format(name=name, what=(make.__doc__ or "").strip())
-    configured = parse(Run, kinds_first(default, rest), f"train {name}", default=default, description=description)
-    return configured, Path(folder or f"runs/{name}")
+    description = DESCRIPTION.format(name=name, what=(recipe(name).__doc__ or "").strip())
+    return configure(name, rest, "train", description, also=("--run",)), Path(folder or f"runs/{name}")

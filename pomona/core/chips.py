@@ -51,6 +51,7 @@ class Chip:
     largest_slice_chips: int  # joined by ICI or NVLink at most
     chips_per_host: int
     network_bytes_per_second: float  # one chip's share of the data-centre network, in one direction
+    source: str  # of the figures, in short; the list above says more
     device_kinds: tuple[str, ...]  # what JAX calls it: `jax.Device.device_kind`
     tensor_cores: int = 1  # as the cloud counts them in names like v5p-4096; GPUs are counted whole
     devices: int = 1  # how many JAX devices one chip shows; v4 and v5p join their two cores into one
@@ -79,6 +80,7 @@ CHIPS = {
             largest_slice_chips=4096,
             chips_per_host=4,
             network_bytes_per_second=6.25e9,
+            source="docs.cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023",
             device_kinds=("TPU v4",),
             tensor_cores=2,
             clock_hz=1.05e9,
@@ -97,6 +99,7 @@ CHIPS = {
             largest_slice_chips=256,
             chips_per_host=8,
             network_bytes_per_second=3.125e9,
+            source="docs.cloud.google.com/tpu/docs/v5e",
             device_kinds=("TPU v5 lite", "TPU v5e"),
             clock_hz=1.5e9,
             price=Price(1.20, "us-central1", "2026"),
@@ -113,6 +116,7 @@ CHIPS = {
             largest_slice_chips=6144,
             chips_per_host=4,
             network_bytes_per_second=6.25e9,
+            source="docs.cloud.google.com/tpu/docs/v5p",
             device_kinds=("TPU v5", "TPU v5p"),
             tensor_cores=2,
             clock_hz=1.75e9,
@@ -130,6 +134,7 @@ CHIPS = {
             largest_slice_chips=256,
             chips_per_host=8,
             network_bytes_per_second=12.5e9,
+            source="docs.cloud.google.com/tpu/docs/v6e",
             device_kinds=("TPU v6 lite", "TPU v6e"),
             price=Price(2.70, "us-central1", "2026"),
         ),
@@ -145,6 +150,7 @@ CHIPS = {
             largest_slice_chips=9216,
             chips_per_host=4,
             network_bytes_per_second=12.5e9,
+            source="docs.cloud.google.com/tpu/docs/tpu7x",
             device_kinds=("TPU7x",),
             tensor_cores=2,
             devices=2,
@@ -161,6 +167,7 @@ CHIPS = {
             largest_slice_chips=8,
             chips_per_host=8,
             network_bytes_per_second=25e9,
+            source="NVIDIA A100 data sheet; network: DGX A100",
             device_kinds=("NVIDIA A100-SXM4-40GB",),
             power_watts=400,
             price=Price(2.74, "us-east-1", "2026-09"),
@@ -177,6 +184,7 @@ CHIPS = {
             largest_slice_chips=8,
             chips_per_host=8,
             network_bytes_per_second=25e9,
+            source="NVIDIA A100 data sheet; network: DGX A100",
             device_kinds=("NVIDIA A100-SXM4-80GB",),
             power_watts=400,
             price=Price(3.43, "us-east-1", "2026-09"),
@@ -193,6 +201,7 @@ CHIPS = {
             largest_slice_chips=8,
             chips_per_host=8,
             network_bytes_per_second=50e9,
+            source="NVIDIA H100 data sheet; network: DGX H100",
             device_kinds=("NVIDIA H100 80GB HBM3",),
             power_watts=700,
             price=Price(6.88, "us-east-1", "2026-09"),
@@ -209,6 +218,7 @@ CHIPS = {
             largest_slice_chips=8,
             chips_per_host=8,
             network_bytes_per_second=50e9,
+            source="NVIDIA H200 data sheet; network: DGX H200",
             device_kinds=("NVIDIA H200",),
             power_watts=700,
             price=Price(7.91, "us-east-1", "2026-09"),
@@ -225,6 +235,7 @@ CHIPS = {
             largest_slice_chips=8,
             chips_per_host=8,
             network_bytes_per_second=50e9,
+            source="NVIDIA DGX B200 data sheet",
             device_kinds=("NVIDIA B200",),
             power_watts=1000,
             price=Price(14.24, "us-east-1", "2026-09"),
@@ -239,3 +250,19 @@ def chip_for_device_kind(device_kind: str) -> Chip | None:
     Only whole names count: "NVIDIA H100 PCIe" and "NVIDIA H200 NVL" are slower than what they begin like.
     """
     return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
+
+
+def figures(chip: Chip) -> str:
+    """A chip's figures in one line."""
+    links = "ICI" if chip.torus_dimensions else "NVLink"
+    parts = [
+        f"{chip.flops_per_second / 1e12:,.0f} TFLOP/s",
+        f"{chip.memory_bytes / GIB:.3g} GiB at {chip.memory_bytes_per_second / 1e12:.3g} TB/s",
+        f"{links} {chip.link_bytes_per_second / 1e9:.0f} GB/s",
+        f"network {chip.network_bytes_per_second / 1e9:.3g} GB/s",
+        f"{chip.power_watts:.0f} W" if chip.power_watts else "power not public",
+        f"${chip.price.usd_per_chip_hour:.2f} an hour ({chip.price.region}, {chip.price.read})"
+        if chip.price
+        else "no public price",
+    ]
+    return ", ".join(parts)

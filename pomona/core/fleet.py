@@ -108,8 +108,7 @@ def fleet_of(chip: Chip, chips: int, slices: int | None = None) -> Fleet:
         UserError: no slice has that many chips.
     """
     if slices is None:
-        possible = [n for n in range(1, chips + 1) if chips % n == 0 and standard_topology(chip, chips // n)]
-        slices = possible[0] if possible else 1
+        slices = fewest_slices(chip, chips) or 1
     each = chips // slices
     topology = standard_topology(chip, each)
     if topology is None:
@@ -117,6 +116,12 @@ def fleet_of(chip: Chip, chips: int, slices: int | None = None) -> Fleet:
             f"{each} {chip.title} chips are no {_whole(chip)}.", _rule(chip), _alternatives(chip, chips, slices)
         )
     return _check_topology(Fleet(chip, topology, slices))
+
+
+def fewest_slices(chip: Chip, chips: int) -> int | None:
+    """In how few slices so many chips come, or None where they do not."""
+    numbers = range(1, chips + 1) if chip.torus_dimensions else (1,)
+    return next((n for n in numbers if chips % n == 0 and standard_topology(chip, chips // n)), None)
 
 
 def standard_topology(chip: Chip, chips: int) -> tuple[int, ...] | None:
@@ -152,14 +157,19 @@ def cloud_name(fleet: Fleet) -> str:
 
 def describe(fleet: Fleet) -> str:
     """How the name counts: `v5p-4096 = 4096 TensorCores = 2048 chips, one slice of 8x16x16`."""
-    chip, shape = fleet.chip, "x".join(map(str, fleet.topology))
-    counts = [f"{fleet.chips * chip.tensor_cores} TensorCores"] if chip.tensor_cores > 1 else []
-    if chip.torus_dimensions == 0:
-        joined = f"{fleet.hosts} host{'s' if fleet.hosts > 1 else ''} of {min(fleet.chips, chip.chips_per_host)}"
-        return f"{cloud_name(fleet)} = {fleet.chips} GPUs, {joined} by NVLink"
-    counts.append(f"{fleet.chips} chips")
+    cores, noun = fleet.chip.tensor_cores, "chip" if fleet.chip.torus_dimensions else "GPU"
+    counts = [f"{fleet.chips * cores} TensorCores"] if cores > 1 else []
+    counts.append(f"{fleet.chips} {noun}{'s' if fleet.chips > 1 else ''}")
+    return f"{cloud_name(fleet)} = {' = '.join(counts)}, {describe_shape(fleet)}"
+
+
+def describe_shape(fleet: Fleet) -> str:
+    """`one slice of 8x16x16`, `8 slices of 8x8x16`, `32 hosts of 8 by NVLink`."""
+    if fleet.chip.torus_dimensions == 0:
+        joined = f" of {min(fleet.chips, fleet.chip.chips_per_host)} by NVLink" if fleet.chips > 1 else ""
+        return ("one host" if fleet.hosts == 1 else f"{fleet.hosts} hosts") + joined
     slices = "one slice" if fleet.slices == 1 else f"{fleet.slices} slices"
-    return f"{cloud_name(fleet)} = {' = '.join(counts)}, {slices} of {shape}"
+    return f"{slices} of {'x'.join(map(str, fleet.topology))}"
 
 
 def _in_order(shape: tuple[int, ...]) -> tuple[int, ...]:

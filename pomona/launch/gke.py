@@ -16,6 +16,8 @@ from typing import Any
 from pomona.core.errors import PREEMPTED, USER_ERROR, UserError
 from pomona.core.fleet import Fleet, describe
 from pomona.launch.job import check_fits, check_name, train_command
+from pomona.parallel.config import mesh_shape
+from pomona.parallel.placement import check_slices
 from pomona.train.config import Run
 
 JOBSET_VERSION = "0.10"  # the first one whose failure policy reads messages
@@ -134,12 +136,7 @@ def check_gke(job: GkeJob, run: Run) -> None:
             f"GKE joins slices of several hosts only, so of more than {job.nodes.chips} chips.",
             f"one larger slice: --chips {job.fleet.chip.name}-N --slices 1",
         )
-    if run.mesh.data != -1 and run.mesh.data % job.fleet.slices:
-        raise UserError(
-            f"the mesh has {run.mesh.data} along data, for {job.fleet.slices} slices.",
-            "only copies of the model are spread over slices, equally.",
-            f"--mesh.data {job.fleet.slices}",
-        )
+    check_slices(mesh_shape(run.mesh, job.fleet.devices), job.fleet.slices)
     check_fits(run, job.fleet.devices, "--mesh.seq {seq}, or {devices} devices")
 
 

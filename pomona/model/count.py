@@ -2,11 +2,17 @@
 
 FLOPs count a multiply and an add as two. Two conventions for attention: `causal` counts the half of the scores that a
 causal model needs (what our kernels compute), `full` counts all of them (what most published MFU figures use).
+Bytes of activations are those of bfloat16 compute, the plan's; what is kept in float32 says so.
 """
 
 import dataclasses
+import math
+from functools import cache
+from typing import Literal
 
-from pomona.model.config import Architecture
+from pomona.model.config import Architecture, RematPolicy
+
+Part = Literal["embedding", "attention", "ffn", "norms"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,20 @@ class Parameters:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weight:
+    """One tensor of the model as `model.decoder.parameter_specs` has it: over all layers, with its logical axes."""
+
+    name: str
+    part: Part
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenFlops:
     """FLOPs of one training token, forward and backward, without recomputation."""
 
@@ -35,16 +55,72 @@ class TokenFlops:
     full: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """What a policy keeps of one layer for the backward pass, and what it computes again there.
+
+    Bytes per token, for every unit of the model's width, of the query heads, of the key-value heads, of the
+    feed-forward block. `again` names the layer's products, as `product_flops` does.
+    """
+
+    model_bytes: int
+    heads_bytes: int
+    kv_heads_bytes: int
+    ffn_bytes: int
+    again: tuple[str, ...]
+    keeps_weights: bool = False  # the layer's weights as they were multiplied: whole, in bfloat16
+
+
+REMAT: dict[RematPolicy, Remat] = {
+    # Both norms keep their input twice in float32 and their output, queries and keys likewise; values, attention's
+    # output, and six of the feed-forward block: gate, up, three inside silu, their product.
+    "none": Remat(20, 12, 12, 12, again=(), keeps_weights=True),
+    # The layer's input and the sum after attention; queries, keys, values as projected; gate and up.
+    "dots": Remat(4, 2, 4, 4, again=("attention",)),
+    # The layer's input. Its last product is needed by no gradient, so it is not computed again.
+    "full": Remat(2, 0, 0, 0, again=("qkv", "attention", "output", "gate_up")),
+}
+
+AT_WORK = Remat(8, 8, 8, 12, again=())
+"""One layer in its backward pass: inputs and outputs of its products, and their gradients."""
+
+KERNEL_AGAIN = 0.5
+"""A fused attention kernel computes the scores again in its backward pass: half of its forward FLOPs (Dao, "Flash
+Attention 2", section 3.1)."""
+
+
+@cache
+def weights(a: Architecture) -> tuple[Weight, ...]:
+    """Every tensor of the model."""
+    L, D, N, K, H, F = a.num_layers, a.model_dim, a.num_heads, a.num_kv_heads, a.head_dim, a.ffn_dim
+
+    def layer(name: str, part: Part, shape: tuple[int, ...], *axes: str) -> Weight:
+        return Weight(f"layers.{name}", part, (L, *shape), ("layers", *axes))
+
+    return (
+        Weight("embedding", "embedding", (a.vocab_size, D), ("vocab", "model")),
+        layer("attention_norm", "norms", (D,), "model"),
+        layer("attention.query", "attention", (D, N, H), "model", "heads", "head_dim"),
+        layer("attention.key", "attention", (D, K, H), "model", "kv_heads", "head_dim"),
+        layer("attention.value", "attention", (D, K, H), "model", "kv_heads", "head_dim"),
+        layer("attention.output", "attention", (N, H, D), "heads", "head_dim", "model"),
+        layer("attention.query_norm", "norms", (H,), "head_dim"),
+        layer("attention.key_norm", "norms", (H,), "head_dim"),
+        layer("ffn_norm", "norms", (D,), "model"),
+        layer("ffn.gate", "ffn", (D, F), "model", "ffn"),
+        layer("ffn.up", "ffn", (D, F), "model", "ffn"),
+        layer("ffn.down", "ffn", (F, D), "ffn", "model"),
+        Weight("final_norm", "norms", (D,), ("model",)),
+    )
+
+
+@cache
 def count_parameters(a: Architecture) -> Parameters:
     """Parameters by part; the tied output layer is the embedding and counts once."""
-    attention = a.model_dim * a.head_dim * (2 * a.num_heads + 2 * a.num_kv_heads)
-    norms = 2 * a.model_dim + 2 * a.head_dim
-    return Parameters(
-        embedding=a.vocab_size * a.model_dim,
-        attention=a.num_layers * attention,
-        ffn=a.num_layers * 3 * a.model_dim * a.ffn_dim,
-        norms=a.num_layers * norms + a.model_dim,
-    )
+    sizes = {"embedding": 0, "attention": 0, "ffn": 0, "norms": 0}
+    for weight in weights(a):
+        sizes[weight.part] += weight.size
+    return Parameters(**sizes)
 
 
 def training_flops(a: Architecture, sequence_length: int) -> TokenFlops:
@@ -55,6 +131,34 @@ def training_flops(a: Architecture, sequence_length: int) -> TokenFlops:
     full = 3 * a.num_layers * 4 * sequence_length * a.num_heads * a.head_dim
     causal = full * (sequence_length + 1) / (2 * sequence_length)
     return TokenFlops(causal=matmuls + causal, full=matmuls + full)
+
+
+def product_flops(a: Architecture, sequence_length: int) -> dict[str, float]:
+    """Forward FLOPs of one token in one layer, by product; attention's two are causal."""
+    D, query, key = a.model_dim, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    return {
+        "qkv": 2 * D * (query + 2 * key),
+        "attention": 4 * query * (sequence_length + 1) / 2,
+        "output": 2 * query * D,
+        "gate_up": 4 * D * a.ffn_dim,
+        "down": 2 * a.ffn_dim * D,
+    }
+
+
+def recomputed_flops(a: Architecture, sequence_length: int, policy: RematPolicy) -> float:
+    """FLOPs of one training token, over all layers, beyond `training_flops`: what the policy and the attention kernel
+    compute again."""
+    products = product_flops(a, sequence_length)
+    again = sum(products[name] for name in REMAT[policy].again)
+    return a.num_layers * (again + KERNEL_AGAIN * products["attention"])
+
+
+def activation_bytes(a: Architecture, kept: Remat, model_shards: int = 1) -> float:
+    """Bytes per token and layer of what `kept` lists, where heads and feed-forward units are spread over
+    `model_shards` devices; what is as wide as the model is on each of them."""
+    spread = a.head_dim * (a.num_heads * kept.heads_bytes + a.num_kv_heads * kept.kv_heads_bytes)
+    spread += a.ffn_dim * kept.ffn_bytes
+    return a.model_dim * kept.model_bytes + spread / model_shards
 
 
 def training_bytes(a: Architecture, moments: int = 2) -> dict[str, int]:

@@ -3,7 +3,7 @@ it."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pomona.core.errors import UserError
 
@@ -23,6 +23,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "ffn": ("tensor",),
 }
+
+Axes = Sequence[str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,24 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
 def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
     """Over how many devices a logical axis is spread on a mesh with these axis sizes."""
     return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
+
+
+def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:
+    """Checks that every sharded dimension splits evenly over a mesh with these axis sizes.
+
+    Raises:
+        UserError: it does not; the message names the dimension and the mesh axes.
+    """
+    for length, axis in zip(shape, axes, strict=True):
+        if length % (number := shards(axis, sizes)):
+            place = TABLE[axis or ""]
+            raise UserError(
+                f"{name} has {length} along {axis!r}, which does not divide over {number} devices.",
+                f"{axis!r} is sharded over the mesh axes {' and '.join(place)}: "
+                + ", ".join(f"{mesh_axis} {sizes[mesh_axis]}" for mesh_axis in place)
+                + ".",
+                f"--mesh.{place[-1]} N with N a divisor of {length}.",
+            )
 
 
 def _text(sizes: dict[str, int]) -> str:

@@ -5,17 +5,14 @@ sharded over `fsdp` along `model`, and are gathered along it just before use (`g
 set by `jax.set_mesh`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from pomona.core.errors import UserError
-from pomona.parallel.config import TABLE, shards
-
-Axes = Sequence[str | None]
+from pomona.parallel.config import TABLE, Axes
 
 
 def partition(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec:
@@ -25,24 +22,6 @@ def partition(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> PartitionS
     used = [mesh_axis for place in places for mesh_axis in place]
     assert len(used) == len(set(used)), f"two dimensions of {tuple(axes)} live on one mesh axis: {used}"
     return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
-
-
-def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:
-    """Checks that every sharded dimension splits evenly over a mesh with these axis sizes.
-
-    Raises:
-        UserError: it does not; the message names the dimension and the mesh axes.
-    """
-    for length, axis in zip(shape, axes, strict=True):
-        if length % (number := shards(axis, sizes)):
-            place = TABLE[axis or ""]
-            raise UserError(
-                f"{name} has {length} along {axis!r}, which does not divide over {number} devices.",
-                f"{axis!r} is sharded over the mesh axes {' and '.join(place)}: "
-                + ", ".join(f"{mesh_axis} {sizes[mesh_axis]}" for mesh_axis in place)
-                + ".",
-                f"--mesh.{place[-1]} N with N a divisor of {length}.",
-            )
 
 
 def sharding(mesh: Mesh | AbstractMesh, axes: Axes) -> NamedSharding:

@@ -27,12 +27,12 @@ def afm_server() -> Run:
 
 def afm_device_parent() -> Run:
     """The 6.4 B parent that AFM-on-device is pruned from, trained with the server recipe: 2048 TPU v5p chips."""
-    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, MeshConfig())
+    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, MeshConfig(data=2))
 
 
 def afm_device() -> Run:
     """AFM-on-device, 2.7 B parameters, from scratch: 2048 TPU v5p chips."""
-    return _afm("afm_device", AFM_DEVICE, 2048, MeshConfig())
+    return _afm("afm_device", AFM_DEVICE, 2048, MeshConfig(data=2))
 
 
 def afm_85m() -> Run:

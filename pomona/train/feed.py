@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from pomona.data.loader import Batch, Batches, stream
 from pomona.model.objective import TokenBatch
 from pomona.parallel import rules
+from pomona.parallel.config import check_divides
 from pomona.train.config import Stage
 from pomona.train.step import BATCH_AXES
 
@@ -26,7 +27,7 @@ class Feed:
     def __init__(self, mesh: Mesh, stage: Stage):
         assert stage.micro_batches, "decide() the run first"
         self._shape = (stage.micro_batches, stage.batch_size // stage.micro_batches, stage.sequence_length)
-        rules.check_divides("the batch", self._shape, BATCH_AXES, mesh.shape)
+        check_divides("the batch", self._shape, BATCH_AXES, mesh.shape)
         self._sharding = rules.sharding(mesh, BATCH_AXES)
         places = self._sharding.addressable_devices_indices_map(self._shape).values()
         spans = {place[1].indices(self._shape[1])[:2] for place in places if place is not None}

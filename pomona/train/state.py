@@ -11,6 +11,7 @@ from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.spec import abstract, initialize, is_spec, map_specs
 from pomona.optim import build as optim
 from pomona.parallel import rules
+from pomona.parallel.config import check_divides
 from pomona.train.config import Run
 
 
@@ -56,7 +57,7 @@ def parameter_shardings(architecture: Architecture, mesh: Mesh) -> Decoder:
     """
     specs = parameter_specs(architecture)
     for path, spec in jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)[0]:
-        rules.check_divides(jax.tree_util.keystr(path, simple=True, separator="."), spec.shape, spec.axes, mesh.shape)
+        check_divides(jax.tree_util.keystr(path, simple=True, separator="."), spec.shape, spec.axes, mesh.shape)
     return map_specs(lambda spec: rules.sharding(mesh, spec.axes), specs)
 
 

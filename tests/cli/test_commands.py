@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 GKE = ["launch", "gke", "tiny", "--image", "i", "--bucket", "gs://mine", "--output", "-"]
 SLURM = ["launch", "slurm", "tiny", "--output", "-"]
-INFORMS = [[], ["--help"], ["--version"], ["recipes"], ["recipes", "tiny"], ["train", "--help"], ["launch", "--help"]]
+HELP = [[], ["--help"], *([verb, "--help"] for verb in ("train", "plan", "launch"))]
+INFORMS = [*HELP, ["--version"], ["recipes"], ["recipes", "tiny"]]
 
 
 @pytest.mark.parametrize("arguments", [*INFORMS, [*GKE, "--chips", "v5p-32"], [*SLURM, "--chips", "h100-8"]])
@@ -114,15 +115,15 @@ MISTAKES = {
         "--stages.0.step",
         "--stages.0.steps",
     ),
-    "unknown chip": ([*GKE, "--chips", "v5q-32"], "v5q", "v5p"),
+    "unknown chip to launch on": ([*GKE, "--chips", "v5q-32"], "v5q", "v5p"),
     "impossible fleet": ([*GKE, "--chips", "v4:3x5x7"], "3x5x7", "--chips"),
-    "slices that do not divide": ([*GKE, "--chips", "v5p-32", "--slices", "3"], "3 slices", "--chips"),
+    "slices to launch on that do not divide": ([*GKE, "--chips", "v5p-32", "--slices", "3"], "3 slices", "--chips"),
     "slices of one host": (
         [*GKE, "--chips", "v5p:2x2x1", "--slices", "2", "--mesh.data", "2"],
         "one host each",
         "4 chips",
     ),
-    "a mesh across slices": ([*GKE, "--chips", "v5p:2x2x2", "--slices", "2"], "for 2 slices", "--mesh.data 2"),
+    "a mesh across slices": ([*GKE, "--chips", "v5p:2x2x2", "--slices", "2"], "data 1 on 2 slices", "--mesh.data 2"),
     "no chips": (GKE, "--chips", "--help"),
     "no image": ([*GKE[:3], *GKE[5:], "--chips", "v5p-32"], "--image", "pomona launch gke --help"),
     "no bucket": ([*GKE[:5], "--chips", "v5p-32"], "--bucket", "pomona launch gke --help"),
@@ -143,6 +144,63 @@ MISTAKES = {
     "too early a warning": ([*SLURM, "--chips", "h100-8", "--grace-seconds", "90000"], "90000", "65535"),
     "an option of another launcher": ([*SLURM, "--chips", "h100-8", "--image", "i"], "--image is no setting", "--help"),
     "a launch option twice": ([*SLURM, "--chips", "h100-8", "--chips", "h100-16"], "--chips is given twice", "--chips"),
+    "no recipe to plan": (["plan", "afm"], "afm", "afm_85m"),
+    "a misspelt option of the plan": (["plan", "tiny", "--chip", "v5e-1"], "--chip", "--chips"),
+    "a misspelt setting of the plan": (["plan", "tiny", "--mesh.fdsp", "2"], "--mesh.fdsp", "--mesh.fsdp"),
+    "no chips named": (["plan", "tiny", "--chips"], "--chips has no value", "--chips v5p-4096"),
+    "chips given twice": (["plan", "tiny", "--chips", "v5e-1", "--chips=v5e-4"], "given twice", "--chips v5e-4"),
+    "chips without figures": (["plan", "tiny"], "2 CPU cores", "--chips v5e-1"),
+    "unknown chip": (["plan", "afm_server", "--chips", "v5q-8"], "'v5q'", "v5p"),
+    "impossible topology": (["plan", "afm_server", "--chips", "v4:3x5x7"], "3x5x7", "multiples of 4"),
+    "more than a slice holds": (["plan", "afm_server", "--chips", "v4-16384"], "8192", "--slices 2"),
+    "slices that do not divide": (
+        ["plan", "afm_server", "--chips", "v4-16384", "--slices", "7"],
+        "7 slices",
+        "--chips v4",
+    ),
+    "no slices": (["plan", "afm_server", "--chips", "v4-16384", "--slices", "0"], "--slices is 0", "--slices 1"),
+    "half a slice": (["plan", "afm_server", "--chips", "v4-16384", "--slices", "1.5"], "1.5", "--help"),
+    "slices of nothing": (["plan", "afm_server", "--slices", "8"], "without --chips", "--chips v4"),
+    "slices of GPUs": (["plan", "afm_server", "--chips", "h100-64", "--slices", "2"], "2 slices", "h100-64"),
+    "slices that the mesh does not cross": (
+        ["plan", "afm_device", "--chips", "v5e-2048", "--slices", "8"],
+        "data 2 on 8 slices",
+        "--mesh.data 8",
+    ),
+    "a batch that does not divide": (
+        ["plan", "afm_85m", "--chips", "v5p-256", "--stages.0.batch-size", "100"],
+        "100",
+        "--mesh.fsdp N",
+    ),
+    "a mesh that does not divide": (
+        ["plan", "afm_server", "--mesh.tensor", "16"],
+        "8 along 'kv_heads'",
+        "--mesh.tensor N",
+    ),
+    "a mesh of too many": (["plan", "afm_server", "--mesh.tensor", "3"], "does not fit 8192 devices", "--mesh.data 1"),
+    "a negative price": (["plan", "afm_server", "--price", "-1"], "--price is -1", "--price 2.50"),
+    "no price": (["plan", "afm_server", "--price", "nan"], "--price is nan", "--price 2.50"),
+    "a word for a price": (["plan", "afm_server", "--price", "cheap"], "cheap", "--help"),
+    "no such stage to plan": (["plan", "afm_server", "--stage", "cor"], "'cor'", "core"),
+    "a comparison in slices": (["plan", "afm_server", "--compare", "--slices", "2"], "without --slices", "--compare"),
+    "a comparison at one price": (["plan", "afm_server", "--compare", "--price", "2"], "without --price", "--compare"),
+    "a comparison that searches": (["plan", "afm_server", "--compare", "--search"], "without --search", "--compare"),
+    "a page of nothing": (
+        ["plan", "afm_server", "--html", "plan.html"],
+        "--html without --compare",
+        "--compare --html",
+    ),
+    "a folder for a page": (["plan", "afm_server", "--compare", "--html", "."], "is a folder", "--html plan.html"),
+    "float32 on accelerators": (
+        ["plan", "afm_server", "--execution.compute-dtype", "float32"],
+        "float32",
+        "--execution.compute-dtype bfloat16",
+    ),
+    "an impossible run to plan": (
+        ["plan", "tiny", "--chips", "v5e-1", "--stages.0.steps", "0"],
+        "(0,",
+        "--stages.0.steps",
+    ),
     "nothing to import": (["import", "hf", "nowhere"], "nowhere has no config.json", "pomona import hf"),
 }
 

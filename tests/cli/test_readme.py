@@ -58,6 +58,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+    from pomona.cli import plan_verb
     from pomona.cli.launch_verb import LAUNCHERS
     from pomona.cli.train_verb import resolve
     from pomona.recipes.registry import RECIPES
@@ -75,10 +76,12 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
             if words[1] == "launch":
                 assert words[2] in LAUNCHERS, line
                 assert words[2] == "local" or main([*words[1:], "--output", "-"]) == 0, line
+            if words[1] == "plan":
+                plan_verb.resolve(words[2], words[3:])
 
 
 def test_the_readme_lists_every_recipe_with_its_numbers():
-    from pomona.cli.recipes_verb import amount
+    from pomona.core.wording import amount
     from pomona.model.count import count_parameters
     from pomona.recipes.registry import RECIPES
     from pomona.train.config import total_tokens

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from pomona.core.errors import UserError
 from pomona.parallel import rules
-from pomona.parallel.config import AXES, MeshConfig, mesh_shape
+from pomona.parallel.config import AXES, MeshConfig, check_divides, mesh_shape
 from pomona.parallel.mesh import LAUNCHED_SIZES, build_mesh, start_processes
 
 
@@ -39,7 +39,7 @@ def test_two_dimensions_on_one_axis_are_a_bug_of_ours():
 
 def test_a_dimension_that_does_not_divide_is_named():
     with pytest.raises(UserError, match=r"'kv_heads'.*4 devices"):
-        rules.check_divides("key", (64, 2, 16), ("model", "kv_heads", None), {"fsdp": 2, "tensor": 4})
+        check_divides("key", (64, 2, 16), ("model", "kv_heads", None), {"fsdp": 2, "tensor": 4})
 
 
 def test_incomplete_process_variables_are_named(monkeypatch):

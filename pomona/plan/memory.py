@@ -1,0 +1,63 @@
+"""What one device holds at the fullest moment of a step, by part. No JAX.
+
+parameters, gradients, moments   float32, sharded; with micro-batches the gradients exist twice: sum and summand
+activations                      what the remat policy keeps (`model.count.REMAT`) of every layer
+layer                            one layer in its backward pass
+weights                          bfloat16: two layers gathered (one in use, one on its way), one layer's gradient,
+                                 the embedding; every layer where the policy keeps its weights
+loss                             one chunk's logits, their exponentials and gradients; the hidden states'
+                                 gradient; the embedding's, in float32 and as it is sent
+"""
+
+import dataclasses
+
+from pomona.model.count import AT_WORK, REMAT, activation_bytes
+from pomona.plan.work import Layout, device_weights
+
+FLOAT32 = 4
+MOMENTS = 2  # of AdaStar and of AdamW alike
+USABLE = 0.95
+"""Share of the memory that a program can have: OUR assumption. The runtime and fragmentation take the rest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: float
+    gradients: float
+    moments: float
+    activations: float
+    layer: float
+    weights: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        state = self.parameters + self.gradients + self.moments
+        return state + self.activations + self.layer + self.weights + self.loss
+
+
+def usable_bytes(layout: Layout) -> float:
+    """What one device may hold."""
+    return USABLE * layout.fleet.chip.memory_bytes / layout.fleet.chip.devices
+
+
+def memory(layout: Layout) -> Memory:
+    """The parts of one device's memory."""
+    a, execution, tokens, shards = layout.run.architecture, layout.run.execution, layout.tokens, layout.model_shards
+    w = device_weights(a, shards, layout.weight_shards)
+    policy = REMAT[execution.remat]
+    one_layer = w.layers_whole / a.num_layers
+    held = (2 if layout.weight_shards > 1 else 1) + 1
+    layers = max(held, a.num_layers + 1) if policy.keeps_weights else held
+    chunk = min(execution.loss_chunk_tokens, tokens)
+    return Memory(
+        parameters=FLOAT32 * w.stored,
+        gradients=FLOAT32 * w.stored * (2 if layout.micro_batches > 1 else 1),
+        moments=MOMENTS * FLOAT32 * w.stored,
+        activations=a.num_layers * tokens * activation_bytes(a, policy, shards),
+        layer=tokens * activation_bytes(a, AT_WORK, shards),
+        weights=2 * (layers * one_layer + w.embedding_whole),
+        loss=10 * chunk * a.vocab_size / shards + 4 * tokens * a.model_dim + 6 * w.embedding_whole,
+    )

@@ -1,0 +1,52 @@
+"""Published training steps (afm-recipe, section 11) as runs that a plan can be made for."""
+
+import dataclasses
+
+from pomona.core.fleet import Fleet, parse_fleet
+from pomona.model.config import Architecture, Execution, RematPolicy
+from pomona.model.count import training_flops
+from pomona.parallel.config import MeshConfig
+from pomona.train.config import Run, Stage
+
+LLAMA_7B = Architecture(32000, 4096, 32, 32, 32, 128, 11008)
+LLAMA_70B = Architecture(32000, 8192, 80, 64, 8, 128, 28672)
+# MaxText's 22 B has two feed-forward matrices of width 24576; three of two thirds weigh and cost the same.
+MAXTEXT_22B = Architecture(32000, 6144, 48, 24, 24, 256, 16384)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One measured step; the policy is None where it was not published."""
+
+    name: str
+    run: Run
+    fleet: Fleet
+    seconds: float
+    policy: RematPolicy | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.run.stages[0]
+
+    def with_policy(self, policy: RematPolicy) -> Run:
+        return dataclasses.replace(self.run, execution=Execution(remat=policy))
+
+
+def _run(name: str, a: Architecture, batch_size: int, sequence_length: int) -> Run:
+    return Run(name, a, (Stage("core", 1, batch_size, sequence_length),), mesh=MeshConfig())
+
+
+def _seconds(run: Run, chips: int, flops_per_second_per_chip: float) -> float:
+    stage = run.stages[0]
+    flops = training_flops(run.architecture, stage.sequence_length).full * stage.batch_tokens
+    return flops / (chips * flops_per_second_per_chip)
+
+
+_22B = _run("maxtext 22b", MAXTEXT_22B, 64 * 13, 2048)
+PUBLISHED = [
+    Published("MaxText, Llama-2 7B, 256 v5p", _run("7b", LLAMA_7B, 1024, 4096), parse_fleet("v5p-512"), 2.7),
+    Published("AXLearn, Llama-2 7B, 256 v5p", _run("7b", LLAMA_7B, 1024, 4096), parse_fleet("v5p-512"), 2.5),
+    Published("MaxText, Llama-2 70B, 512 v5p", _run("70b", LLAMA_70B, 1024, 4096), parse_fleet("v5p-1024"), 12.3),
+    Published("AXLearn, Llama 7B, 512 v4", _run("7b", LLAMA_7B, 2048, 2048), parse_fleet("v4-1024"), 3.03),
+    Published("MaxText, 22 B, 64 v4", _22B, parse_fleet("v4-128"), _seconds(_22B, 64, 156e12), "full"),
+]
