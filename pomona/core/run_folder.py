@@ -5,6 +5,7 @@ events.jsonl    what happened: start, resume, checkpoint, fallback, preemption, 
 metrics.jsonl   one record per logged step
 tokenizer/      the tokenizer the model was trained with
 checkpoints/    one folder per saved step
+logs/           what the processes of `pomona launch local` print, but for the first one
 """
 
 import dataclasses
@@ -45,6 +46,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
 
 def claim(folder: RunFolder, config: Any) -> bool:
     """Makes the run folder for `config`, or recognises it as the one to resume. True means resume.
@@ -62,7 +67,8 @@ def claim(folder: RunFolder, config: Any) -> bool:
                 "repeat the original command, or choose a new folder with --run.",
             )
         return True
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    # A launcher opens its logs before the first process knows whether there is a run at all.
+    if folder.path.exists() and (not folder.path.is_dir() or any(p != folder.logs for p in folder.path.iterdir())):
         raise UserError(
             f"{folder.path} exists and is not a run folder (it has no config.json).",
             "a run starts in a new or empty folder.",

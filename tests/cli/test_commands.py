@@ -20,10 +20,13 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--help"], ["--version"], ["recipes"], ["recipes", "tiny"], ["train", "--help"], ["plan", "--help"]],
-)
+GKE = ["launch", "gke", "tiny", "--image", "i", "--bucket", "gs://mine", "--output", "-"]
+SLURM = ["launch", "slurm", "tiny", "--output", "-"]
+HELP = [[], ["--help"], *([verb, "--help"] for verb in ("train", "plan", "launch"))]
+INFORMS = [*HELP, ["--version"], ["recipes"], ["recipes", "tiny"]]
+
+
+@pytest.mark.parametrize("arguments", [*INFORMS, [*GKE, "--chips", "v5p-32"], [*SLURM, "--chips", "h100-8"]])
 def test_what_only_informs_imports_neither_jax_nor_numpy(arguments):
     code = f"import sys; from pomona.cli.main import main; assert main({arguments!r}) == 0\n"
     code += "heavy = {'jax', 'numpy', 'optax', 'grain', 'orbax', 'sentencepiece'} & set(sys.modules)\n"
@@ -86,6 +89,61 @@ MISTAKES = {
     "no run named": (["generate"], "run", "--help"),
     "no run to export": (["export", "runs/none"], "runs/none", "pomona train"),
     "unknown format": (["export", "runs/none", "--format", "onnx"], "onnx", "--help"),
+    "unknown launcher": (["launch", "gk", "tiny"], "there is no launcher 'gk'", "gke"),
+    "launch of an unknown recipe": (["launch", "local", "tinny", "--processes", "2"], "tinny", "tiny"),
+    "launch of no recipe": (["launch", "local", "--processes", "2"], "recipe", "pomona launch local --help"),
+    "no number of processes": (["launch", "local", "tiny"], "--processes", "pomona launch local --help"),
+    "no process": (["launch", "local", "tiny", "--processes", "0"], "0 processes", "--processes 2"),
+    "half a process": (["launch", "local", "tiny", "--processes", "1.5"], "1.5", "--help"),
+    "restarts below none": (
+        ["launch", "local", "tiny", "--processes", "2", "--max-restarts", "-1"],
+        "-1",
+        "-restarts 3",
+    ),
+    "more processes than sequences": (
+        ["launch", "local", "tiny", "--processes", "24"],
+        "24 devices share 16 sequences of stage 'core'",
+        "--processes 8",
+    ),
+    "a mesh for another number": (
+        ["launch", "local", "tiny", "--processes", "3", "--mesh.tensor", "2"],
+        "tensor 2",
+        "3",
+    ),
+    "misspelt setting of a launch": (
+        ["launch", "local", "tiny", "--processes", "2", "--stages.0.step", "3"],
+        "--stages.0.step",
+        "--stages.0.steps",
+    ),
+    "unknown chip to launch on": ([*GKE, "--chips", "v5q-32"], "v5q", "v5p"),
+    "impossible fleet": ([*GKE, "--chips", "v4:3x5x7"], "3x5x7", "--chips"),
+    "slices to launch on that do not divide": ([*GKE, "--chips", "v5p-32", "--slices", "3"], "3 slices", "--chips"),
+    "slices of one host": (
+        [*GKE, "--chips", "v5p:2x2x1", "--slices", "2", "--mesh.data", "2"],
+        "one host each",
+        "4 chips",
+    ),
+    "a mesh across slices": ([*GKE, "--chips", "v5p:2x2x2", "--slices", "2"], "data 1 on 2 slices", "--mesh.data 2"),
+    "no chips": (GKE, "--chips", "--help"),
+    "no image": ([*GKE[:3], *GKE[5:], "--chips", "v5p-32"], "--image", "pomona launch gke --help"),
+    "no bucket": ([*GKE[:5], "--chips", "v5p-32"], "--bucket", "pomona launch gke --help"),
+    "a bucket without an address": ([*GKE[:5], "--bucket", "mine", "--chips", "v5p-32"], "mine", "--bucket gs://mine"),
+    "a bucket of another cloud": (
+        [*GKE[:5], "--bucket", "s3://Mine", "--chips", "v5p-32"],
+        "s3://Mine",
+        "--bucket gs://mine",
+    ),
+    "a run folder in a pod": ([*GKE, "--chips", "v5p-32", "--run", "runs/mine"], "--run", "--name NAME"),
+    "no host's name": ([*GKE, "--chips", "v5p-32", "--name", "My_Run"], "'My_Run'", "--name my-run"),
+    "too long a name": ([*GKE, "--chips", "v5p-32", "--name", "a" * 60], "a" * 60, "--name " + "a" * 46),
+    "no variable": ([*GKE, "--chips", "v5p-32", "--env", "TPU"], "--env TPU", "NAME=VALUE"),
+    "no time to save": ([*GKE, "--chips", "v5p-32", "--grace-seconds", "0"], "0 s to save", "--grace-seconds 600"),
+    "a batch that pods cannot share": ([*GKE, "--chips", "v5p-64"], "16 sequences", "--mesh.seq 2"),
+    "a TPU under Slurm": ([*SLURM, "--chips", "v5p-32"], "TPU v5p under Slurm", "pomona launch gke tiny"),
+    "no time": ([*SLURM, "--chips", "h100-8", "--time", "1 day"], "1 day", "--time 24:00:00"),
+    "too early a warning": ([*SLURM, "--chips", "h100-8", "--grace-seconds", "90000"], "90000", "65535"),
+    "an option of another launcher": ([*SLURM, "--chips", "h100-8", "--image", "i"], "--image is no setting", "--help"),
+    "a launch option twice": ([*SLURM, "--chips", "h100-8", "--chips", "h100-16"], "--chips is given twice", "--chips"),
     "no recipe to plan": (["plan", "afm"], "afm", "afm_85m"),
     "a misspelt option of the plan": (["plan", "tiny", "--chip", "v5e-1"], "--chip", "--chips"),
     "a misspelt setting of the plan": (["plan", "tiny", "--mesh.fdsp", "2"], "--mesh.fdsp", "--mesh.fsdp"),

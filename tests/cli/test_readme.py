@@ -1,7 +1,7 @@
 """The README's commands are real: each is run as it stands there, on a small corpus and for a few steps.
 
 `make test` is what CI runs on a fresh checkout; what `make demo` types is tested in test_commands.py. What is added to
-a `pomona train` only makes it short.
+a training only makes it short.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pomona.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -28,6 +30,10 @@ def shell_lines(text):
     return [line for line in lines if line]
 
 
+def trains(words):
+    return words[1] == "train" or words[1:3] == ["launch", "local"]
+
+
 def test_every_pomona_command_of_the_readme_works(tmp_path):
     (tmp_path / "texts").mkdir()
     for i in range(60):
@@ -35,11 +41,11 @@ def test_every_pomona_command_of_the_readme_works(tmp_path):
         (tmp_path / "texts" / f"{i}.txt").write_text(words)
     commands = [line for line in shell_lines((ROOT / "README.md").read_text()) if "pomona" in line]
     commands = [line for line in commands if not line.startswith("pip ")]
-    assert {shlex.split(line)[1] for line in commands} == {"recipes", "plan", "train", "generate", "export", "import"}
+    assert {shlex.split(line)[1] for line in commands} == set(VERBS)
     for line in commands:
         words = shlex.split(line)
         assert words[0] == ".venv/bin/pomona"
-        words = [sys.executable, "-m", "pomona.cli.main", *words[1:]] + (SHORT if words[1] == "train" else [])
+        words = [sys.executable, "-m", "pomona.cli.main", *words[1:]] + (SHORT if trains(words) else [])
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, line + "\n" + done.stderr
@@ -53,7 +59,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
     from pomona.cli import plan_verb
-    from pomona.cli.main import VERBS
+    from pomona.cli.launch_verb import LAUNCHERS
     from pomona.cli.train_verb import resolve
     from pomona.recipes.registry import RECIPES
 
@@ -67,6 +73,9 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
             if words[1] == "train":
                 assert words[2] in RECIPES, line
                 resolve(words[2], words[3:])
+            if words[1] == "launch":
+                assert words[2] in LAUNCHERS, line
+                assert words[2] == "local" or main([*words[1:], "--output", "-"]) == 0, line
             if words[1] == "plan":
                 plan_verb.resolve(words[2], words[3:])
 
