@@ -5,9 +5,24 @@ import socket
 import jax
 import numpy as np
 import pytest
-from small_run import LOOP, at_log, begin, changed, events, finish, losses, small_run, start, write_text
+from small_run import (
+    LOOP,
+    at_log,
+    begin,
+    changed,
+    events,
+    finish,
+    losses,
+    small_run,
+    start,
+    whole_events,
+    with_faults,
+    write_text,
+)
 
+from pomona.checkpoint.remote import Remote
 from pomona.checkpoint.store import restore
+from pomona.metrics.records import read_records
 from pomona.parallel.mesh import build_mesh
 from pomona.train.state import abstract_state
 
@@ -73,6 +88,58 @@ def test_after_the_death_of_one_of_two_another_mesh_goes_on(cache, tmp_path, one
     finish(first)
     alone = start(tmp_path / "run", cache, devices=2, hook=ONE_STAGE)
     assert alone.returncode == 0 and "resuming after step" in alone.stdout, alone.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), atol=1e-5)
+
+
+SLEEPY = """
+def sleepy(self, *rest, old=loop.Feed.stream):
+    for batch in old(self, *rest):
+        os.environ["JAX_PROCESS_ID"] == "1" and time.sleep(0.3)
+        yield batch
+loop.Feed.stream = sleepy
+"""
+
+
+# The first computation of step 5 is wrong on the second process: in one bit, behind the last collective.
+WRONG_BIT = """
+import jax, numpy as np
+def wrong(function, calls=[]):
+    def step(state, batch):
+        state, about = function(state, batch)
+        calls.append(None)
+        if len(calls) == 5 and jax.process_index() == 1:
+            leaves, shape = jax.tree.flatten(state)
+            (shard,) = leaves[0].addressable_shards
+            value = np.array(shard.data)
+            value.view(np.uint32).reshape(-1)[0] ^= 1
+            place = leaves[0].shape, leaves[0].sharding
+            leaves[0] = jax.make_array_from_single_device_arrays(*place, [jax.device_put(value, shard.device)])
+            state = jax.tree.unflatten(shape, leaves)
+        return state, about
+    return step
+def compiled(*arguments, old=loop._compiled):
+    function, check = old(*arguments)
+    return wrong(function), check
+loop._compiled = compiled
+"""
+
+
+def test_the_process_that_is_slow_or_wrong_is_named_and_both_share_a_remote_tier(cache, tmp_path, one):
+    hook = with_faults("check_every_steps=5") + changed(
+        f"checkpoint=dataclasses.replace(old(cache).checkpoint, remote='file://{tmp_path}/far', remote_every_steps=6)"
+    )
+    first, second = start_two(tmp_path / "run", cache, hook + LOOP + SLEEPY + WRONG_BIT)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert sorted(Remote(f"file://{tmp_path}/far").steps()) == [6, 12, 14]
+    (said,) = whole_events(tmp_path / "run", "silent_corruption")
+    assert said["step"] == 5 and said["found_by"] == "step"
+    assert [(d["process"], d["host"]) for d in said["devices"]] == [(1, socket.gethostname())]
+    (said,) = whole_events(tmp_path / "run", "slow_host")
+    assert said["process"] == 1 and said["host"] == socket.gethostname()
+    assert "process 1 on host" in first.stdout and "keeps the others waiting" in first.stdout
+    records = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "slowest_process" in r]
+    assert records and all(r["slowest_process"] == 1 and r["slowest_ratio"] > 2 for r in records)
+    assert not any("slowest_process" in r for r in read_records(one / "metrics.jsonl")), "one has no others"
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), atol=1e-5)
 
 
