@@ -20,14 +20,6 @@ from pomona.train.loop import train
 LAST = 14
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    done = start(folder, cache)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 def test_it_learns_and_leaves_everything_behind(uninterrupted):
     curve = losses(uninterrupted)
     assert curve[-1] < curve[0] - 0.5
