@@ -14,6 +14,7 @@ from pomona.checkpoint.config import CheckpointConfig
 from pomona.checkpoint.remote import Remote, RemoteProblem
 
 ATTEMPTS = 3
+CLOSE_SECONDS = 30.0  # a call that hangs in the network is left behind
 PAUSE_SECONDS = 1.0  # after the first failure; twice as long after the next
 
 
@@ -86,7 +87,7 @@ class Courier:
             self._closed, self._waiting = True, None
             self._change.notify_all()
         self._remote.cancel()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from pomona.checkpoint.store import steps
 from pomona.core.errors import Preempted, UserError
 from pomona.parallel.mesh import any_process, any_text, same_fate
 from pomona.train.config import Stage, total_steps
-from pomona.train.rollback import RollBack, check_allowed
+from pomona.train.rollback import RollBack, Rollback, check_allowed, to_json
 from pomona.train.session import Place, Session
 from pomona.train.state import TrainState
 
@@ -68,4 +68,6 @@ def roll_back(session: Session, fault: RollBack) -> None:
                 session.tell(f"the remote tier cannot be asked: {problem}", "remote_failed", problem=str(problem))
         step = check_allowed(fault, saved, session.rollbacks, session.run.faults)
         text = f"{fault}; back to step {step}, and past the data of steps {step + 1} to {fault.last}"
-        session.tell(text, "rollback", step=step, last=fault.last, first=fault.first, reason=fault.reason)
+        details = {"step": step, "last": fault.last, "first": fault.first, "reason": fault.reason}
+        rollbacks = to_json((*session.rollbacks, Rollback(step, fault.last)))
+        session.tell(text, "rollback", **details, rollbacks=rollbacks)

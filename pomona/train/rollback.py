@@ -94,8 +94,12 @@ class LossWatch:
 
 
 def recorded(events: Iterable[dict[str, Any]]) -> tuple[Rollback, ...]:
-    """The rollbacks that a run's events tell of, oldest first."""
-    return tuple(Rollback(event["step"], event["last"]) for event in events if event["event"] == "rollback")
+    """The rollbacks that a run's events tell of, oldest first.
+
+    Each `rollback` carries the whole list, since a folder that was lost and fetched again has not all events.
+    """
+    lists = [from_json(event["rollbacks"]) for event in events if event["event"] == "rollback"]
+    return max(lists, key=len, default=())
 
 
 def to_json(rollbacks: Sequence[Rollback]) -> list[list[int]]:

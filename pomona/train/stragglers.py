@@ -1,10 +1,11 @@
 """Which host keeps the others waiting.
 
 In one SPMD program a step takes the same time everywhere: whoever is early waits in a collective. So a host's step time
-says nothing. What differs is the host's own part: from the end of the step before until the next one is given to the
-device, which is waiting for data and sending it. Each process measures that, and at the steps where processes talk
-anyway they exchange their medians. It counts only where the device feels it: the host works on the next step while the
-device is busy with this one, so a host that is slower than the others by a small part of the step time costs nothing.
+says nothing. What differs is the host's own part, before anybody can wait for it: until its data has come and is on its
+way to the devices. The call that starts the step is left out, since on some backends it waits for the collectives. Each
+process measures that, and at the steps where processes talk anyway they exchange their medians. It counts only where
+the device feels it: the host works on the next step while the device is busy with this one, so a host that is slower
+than the others by a small part of the step time costs nothing.
 
 A slow chip is not seen here: its host waits like all others.
 """

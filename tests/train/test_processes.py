@@ -145,6 +145,7 @@ def test_the_process_that_is_slow_or_wrong_is_named_and_both_share_a_remote_tier
 
 MISTAKES = {
     "folder": ("(path := Path(sys.argv[1])).mkdir(exist_ok=True), (path / 'foreign').touch()", "is not a run folder"),
+    "disk": ("setattr(loop, 'RunFolder', lambda path, old=loop.RunFolder: old(path / 'mine'))", "does not see"),
     "text": ("Path(sys.argv[2]).rename(sys.argv[2] + '-gone')", "there is no text at"),
 }
 
@@ -154,7 +155,8 @@ def test_a_mistake_that_one_process_finds_ends_both(tmp_path, name):
     """Process 1 waits at once for what process 0 says, and would wait for minutes if it said nothing."""
     write_text(tmp_path / "cache")
     harm, word = MISTAKES[name]
-    hook = LOOP + f"os.environ['JAX_PROCESS_ID'] == '0' and ({harm})\n"
+    hook = LOOP + "import pomona.train.begin\npomona.train.begin.SHARED_SECONDS = 0.5\n"
+    hook += f"os.environ['JAX_PROCESS_ID'] == '0' and ({harm})\n"
     both = start_two(tmp_path / "run", tmp_path / "cache", hook)
     assert [process.returncode for process in both] == [2, 2], both[0].stderr + both[1].stderr
     assert all(word in process.stderr for process in both)

@@ -95,7 +95,9 @@ def test_checkpoints_of_a_history_that_was_thrown_away_are_known():
     assert not abandoned(3, (), (first, second)) and not abandoned(9, (first,), (first, second))
     assert not abandoned(12, (first, second), (first, second))
     assert from_json(to_json((first, second))) == (first, second)
-    assert recorded([{"event": "start"}, {"event": "rollback", "step": 3, "last": 7, "first": 6}]) == (first,)
+    told = [{"event": "start"}, {"event": "rollback", "step": 9, "last": 12, "rollbacks": to_json((first, second))}]
+    assert recorded(told) == (first, second), "the last event tells of all, for the others may be lost"
+    assert recorded(told[:1]) == ()
 
 
 def test_where_to_go_back_to_and_when_to_give_up():
