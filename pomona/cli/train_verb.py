@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pomona.cli.parse import check_names, kinds_first, parse, take
+from pomona.core.errors import UserError
 from pomona.recipes.registry import recipe
 from pomona.train.config import Run
 
@@ -51,6 +52,12 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     default = make()
     check_names(default, arguments, f"train {name}")
     folder, rest = take(arguments, "--run", "runs/mine")
+    if folder and "://" in folder:
+        raise UserError(
+            f"--run is {folder}.",
+            "a run folder is a path on a disk; checkpoints can be copied to an address.",
+            f"--run runs/{name} --checkpoint.remote {folder}",
+        )
     description = DESCRIPTION.format(name=name, what=(make.__doc__ or "").strip())
     configured = parse(Run, kinds_first(default, rest), f"train {name}", default=default, description=description)
     return configured, Path(folder or f"runs/{name}")

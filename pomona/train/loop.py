@@ -97,18 +97,21 @@ def _go_on(place: Place) -> dict[str, float] | None:
     place.watchdog.compiling()
     begun = begin(place)
     before, after = evaluations(place.folder, total)
-    courier = open_courier(place, begun)
-    if begun.step == total and after:
-        place.live.message(f"all {total} steps of this run are done already; nothing was changed")
-        if courier is not None and total not in begun.remote_steps:
-            courier.offer(total, must=True)
-        check_delivered(place, courier, total)
-        return before | after
-    account, writer = announce(place, begun)
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:  # what was opened last is closed first
+        courier = open_courier(place, begun)
+        if courier is not None:
+            closing.callback(courier.close)
+        if begun.step == total and after:
+            place.live.message(f"all {total} steps of this run are done already; nothing was changed")
+            if courier is not None and total not in begun.remote_steps:
+                courier.offer(total, must=True)
+            check_delivered(place, courier, total)
+            return before | after
+        account, writer = announce(place, begun)
+        if writer is not None:
+            closing.callback(writer.close)
         store = Store(place.folder.checkpoints, place.run.checkpoint, courier=courier)
-        for each in filter(None, (writer, courier, store)):  # the last one is closed first
-            closing.callback(each.close)
+        closing.callback(store.close)
         watch = LossWatch(place.run.faults, begun.trend, begun.step)
         parts = {"store": store, "courier": courier, "writer": writer, "watch": watch, "account": account}
         session = Session(**vars(place), **parts, rollbacks=begun.rollbacks)
