@@ -129,13 +129,9 @@ def test_two_processes_bear_faults_and_name_the_one_that_is_slow_or_wrong(cache,
     expected = start(tmp_path / "expected", cache, devices=2, hook=ONE_STAGE + SHIFTED)
     assert expected.returncode == 0, expected.stderr
     faults = "check_every_steps=5, spike_window_steps=3, spike_deviations=6.0, bad_steps=2"
-    hook = (
-        with_faults(faults)
-        + POISON
-        + changed(
-            f"checkpoint=dataclasses.replace(old(cache).checkpoint, remote='file://{tmp_path}/far', remote_every_steps=6)"
-        )
-    )
+    remote = f"remote='file://{tmp_path}/far', remote_every_steps=6"
+    hook = with_faults(faults) + POISON
+    hook += changed(f"checkpoint=dataclasses.replace(old(cache).checkpoint, {remote})")
     first, second = start_two(tmp_path / "run", cache, hook + LOOP + SLEEPY + WRONG_BIT)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert sorted(Remote(f"file://{tmp_path}/far").steps()) == [6, 12, 14]
