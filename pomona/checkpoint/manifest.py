@@ -1,7 +1,8 @@
 """Checksums of a finished checkpoint, since the storage layer does not notice every flipped bit.
 
-`manifest.json` in a step's folder lists every file with its size and CRC-32. It is written after the checkpoint is
-final; a checkpoint without one (the process died in between) is judged by whether it loads.
+`manifest.json` in a step's folder lists every file with its size and CRC-32, and what the loop said about the step, so
+that a remote tier can be chosen from without fetching it. It is written after the checkpoint is final; a local
+checkpoint without one (the process died in between) is judged by whether it loads.
 """
 
 import os
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from pomona.core.files import read_json, write_json
 
@@ -16,9 +18,14 @@ NAME = "manifest.json"
 READ_BYTES = 1 << 24
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     """Records the files of a finished checkpoint."""
-    write_json(folder / NAME, {"crc32": _checksums(folder)})
+    write_json(folder / NAME, {"about": about, "crc32": _checksums(folder)})
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a checkpoint has its manifest."""
+    return (folder / NAME).exists()
 
 
 def damage(folder: Path, reader: int = 0, readers: int = 1) -> str | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pomona.cli.parse import configure, take
+from pomona.core.errors import UserError
 from pomona.recipes.registry import recipe
 from pomona.train.config import Run
 
@@ -48,5 +49,11 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
         UserError: an unknown recipe, setting or value.
     """
     folder, rest = take(arguments, "--run", "runs/mine")
+    if folder and "://" in folder:
+        raise UserError(
+            f"--run is {folder}.",
+            "a run folder is a path on a disk; checkpoints can be copied to an address.",
+            f"--run runs/{name} --checkpoint.remote {folder}",
+        )
     description = DESCRIPTION.format(name=name, what=(recipe(name).__doc__ or "").strip())
     return configure(name, rest, "train", description, also=("--run",)), Path(folder or f"runs/{name}")

@@ -1,7 +1,7 @@
 """The run folder: what a stage of a model's life reads and writes.
 
 config.json     the whole resolved configuration
-events.jsonl    what happened: start, resume, checkpoint, fallback, preemption, end
+events.jsonl    what happened: start, resume, checkpoint, fallback, rollback, faults, preemption, end
 metrics.jsonl   one record per logged step
 tokenizer/      the tokenizer the model was trained with
 checkpoints/    one folder per saved step

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (corpus, seed, step), on Grain's random-access datasets.
+"""Batches as a pure function of (corpus, seed, step, what is passed over), on Grain's random-access datasets.
 
 Shapes: R rows of this process, T tokens of a record.
 """
@@ -55,11 +55,14 @@ class Batches:
 
     dataset: grain.MapDataset
     batch_size: int
+    skipped: tuple[tuple[int, int], ...] = ()
+    """(position, batches): from this step of the stage on, so many batches more are passed over."""
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The given rows (default: all) of the global batch of a step. The same for every number of processes."""
         wanted = range(self.batch_size) if rows is None else rows
-        return stack([self.dataset[step * self.batch_size + row] for row in wanted])
+        place = step + sum(batches for position, batches in self.skipped if step >= position)
+        return stack([self.dataset[place * self.batch_size + row] for row in wanted])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -14,6 +15,7 @@ from pomona.core.errors import UserError
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
 
 MESSAGE_BYTES = 4096  # what processes tell each other is cut here
+NAME_BYTES = 64  # of a host's name
 LAUNCHED_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -76,6 +78,22 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gather(numbers: Sequence[float]) -> np.ndarray:
+    """Every process's numbers, float32 [processes, numbers]. All processes have to call it at the same step."""
+    mine = np.array(numbers, np.float32)
+    if jax.process_count() == 1:
+        return mine[None]
+    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, len(mine))
+
+
+def host_names() -> list[str]:
+    """The name of every process's host. All processes have to call it at the same step."""
+    mine = np.zeros(NAME_BYTES, np.float32)  # bytes, as numbers that `gather` carries exactly
+    content = socket.gethostname().encode()[:NAME_BYTES]
+    mine[: len(content)] = list(content)
+    return [row.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="replace") for row in gather(mine.tolist())]
 
 
 def any_text(text: str) -> str:

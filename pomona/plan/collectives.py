@@ -66,7 +66,11 @@ def transfer(instruction: Instruction, operand_bytes: int, places: Places, scatt
     else:
         result_bytes = instruction.result_bytes
     size = max(result_bytes, operand_bytes)
-    members = permuted_pair(instruction.text) if kind == "collective-permute" else first_group(instruction.text, len(places.table))
+    members = (
+        permuted_pair(instruction.text)
+        if kind == "collective-permute"
+        else first_group(instruction.text, len(places.table))
+    )
     return _timed(kind, size, members, places)
 
 
@@ -77,7 +81,9 @@ def first_group(text: str, devices: int) -> tuple[int, ...]:
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         order = _iota(found[2], found[3])
         return tuple(order.reshape(_numbers(found[1]))[0].tolist())
-    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", text):
+    if found := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", text
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         order = _iota(found[2], found[3]) if found[2] else np.arange(math.prod(sizes.values()))
         return _along(order.reshape(tuple(sizes.values())), list(sizes), found[4])
@@ -94,7 +100,10 @@ def _along(order: np.ndarray, names: list[str], wanted: str) -> tuple[int, ...]:
     """Device numbers along the named axes at the first place of all others; `'a':(2)4` is a part of an axis."""
     shape: list[int] = []
     taken: list[int] = []
-    parts = {name: (int(pre or 1), int(size or 0)) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)}
+    parts = {
+        name: (int(pre or 1), int(size or 0))
+        for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)
+    }
     for name, length in zip(names, order.shape):
         before, size = parts.get(name, (1, 0)) if name in parts else (length, 1)
         size = size or length

@@ -109,7 +109,9 @@ class Program:
             UserError: the condition is not the comparison of a counter with a constant.
         """
         condition = self.computations[loop.calls("condition") or ""]
-        constants = [m[1] for i in condition if i.opcode == "constant" and (m := re.search(r"constant\((\d+)\)", i.text))]
+        constants = [
+            m[1] for i in condition if i.opcode == "constant" and (m := re.search(r"constant\((\d+)\)", i.text))
+        ]
         if not constants:
             raise UserError(
                 f"the loop {loop.name} of the compiled program has no constant trip count.",
@@ -199,7 +201,8 @@ def _balanced(text: str, start: int) -> str:
 def _arrays(shape: str) -> tuple[Array, ...]:
     pieces = re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?", shape)
     return tuple(
-        Array(dtype, tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n), layout) for dtype, sizes, layout in pieces
+        Array(dtype, tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n), layout)
+        for dtype, sizes, layout in pieces
     )
 
 

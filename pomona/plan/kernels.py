@@ -11,7 +11,10 @@ import re
 from pomona.core.chips import Chip
 from pomona.plan.hlo import Array, Instruction
 
-MATRIX_SHARE = {"v4": {"splash_mha_fwd": 0.53, "splash_mha_dkv": 0.80}, "v5p": {"splash_mha_fwd": 0.74, "splash_mha_dkv": 0.95}}
+MATRIX_SHARE = {
+    "v4": {"splash_mha_fwd": 0.53, "splash_mha_dkv": 0.80},
+    "v5p": {"splash_mha_fwd": 0.74, "splash_mha_dkv": 0.95},
+}
 """Share of the matrix units' peak that a block's code reaches: their busy cycles over all cycles in the final VLIW schedule
 that libtpu writes out, blocks of 1024 x 1024, head dimension 128 (docs/benchmarks/fleet.md)."""
 

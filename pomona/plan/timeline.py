@@ -119,7 +119,9 @@ class _Walk:
         self._busy = defaultdict(float, {k: t + seconds * (count - 1) for k, t in self._busy.items() if t > began})
 
     def _branches(self, instruction: Instruction, trips: int) -> None:
-        names = re.findall(r"(?:to_apply|called_computations|branch_computations)=\{?([^}]*?)[},]", instruction.text + ",")
+        names = re.findall(
+            r"(?:to_apply|called_computations|branch_computations)=\{?([^}]*?)[},]", instruction.text + ","
+        )
         branches = [n for group in names for n in re.findall(r"%([\w.\-]+)", group) if n in self.program.computations]
         began, slowest = self._now, 0.0
         kept: list[Cost] = self.costs
@@ -201,7 +203,9 @@ class _Walk:
         if instruction.cycles is not None:
             assert self.chip.clock_hz, f"the clock of {self.chip.name} is not public"
             return instruction.cycles / self.chip.clock_hz
-        touched = [a for a in (*self.program.operand_arrays(computation, instruction), *instruction.arrays) if not a.on_chip]
+        touched = [
+            a for a in (*self.program.operand_arrays(computation, instruction), *instruction.arrays) if not a.on_chip
+        ]
         if instruction.opcode == "dynamic-update-slice":  # in place: only the slice moves
             touched = touched[1:2] * 2
         return sum(a.size_bytes for a in touched) / (self.chip.memory_bytes_per_second * MEMORY_SHARE)

@@ -1,8 +1,10 @@
 """Apple's runs: core, continued and context lengthening (AFM report, sections 3.2.1 to 3.2.3).
 
-    pomona train afm_server --run gs://...     8192 TPU v4 chips, 6.3 T + 1 T + 0.1 T tokens
-    pomona train afm_device_parent             2048 TPU v5p chips
-    pomona train afm_85m                       one GPU or a few TPU chips
+    pomona train afm_server            8192 TPU v4 chips, 6.3 T + 1 T + 0.1 T tokens
+    pomona train afm_device_parent     2048 TPU v5p chips
+    pomona train afm_85m               one GPU or a few TPU chips
+
+On a fleet add `--run` with a folder on a disk that all hosts share, and `--checkpoint.remote gs://BUCKET/RUN`.
 
 Text: the AFM mixtures are undisclosed, so these recipes read three sources of your own: `data/web`, `data/code`
 and `data/math`, with weights that are OUR assumption; continued training moves weight from web to code and math.
@@ -14,6 +16,7 @@ from pomona.model.presets import AFM_85M, AFM_DEVICE, AFM_DEVICE_PARENT, AFM_SER
 from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Evaluation, Run, Stage
+from pomona.train.fault_config import FaultConfig
 
 CORE_TOKENS, CONTINUED_TOKENS, CONTEXT_TOKENS = 6_300_000_000_000, 1_000_000_000_000, 100_000_000_000
 LONG_ROPE_BASE = 6_315_089.0
@@ -71,6 +74,7 @@ def _afm(name: str, architecture: Architecture, batch_size: int, mesh: MeshConfi
         execution=Execution(remat="full"),
         mesh=mesh,
         evaluation=Evaluation(every_steps=5000),
+        faults=FaultConfig(check_every_steps=1000),
     )
 
 

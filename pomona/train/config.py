@@ -9,6 +9,7 @@ from pomona.metrics.config import MetricsConfig
 from pomona.model.config import Architecture, Execution, check_architecture, resolve
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig
+from pomona.train.fault_config import FaultConfig, check_faults
 
 CPU_MICRO_BATCH_TOKENS = 1024
 
@@ -57,6 +58,7 @@ class Run:
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
     evaluation: Evaluation = Evaluation()
+    faults: FaultConfig = FaultConfig()
     seed: int = 0
     stall_seconds: float = 600.0
     """A step that takes longer stops the run with exit code 124; the first one may take five times as long."""
@@ -100,6 +102,7 @@ def check_run(run: Run) -> None:
     check_architecture(run.architecture)
     check_data(run.data)
     check_checkpoint(run.checkpoint)
+    check_faults(run.faults)
     check_optimizer(run.optimizer)
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")

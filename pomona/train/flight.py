@@ -19,7 +19,7 @@ class Flight:
     def __init__(self, finished: Callable[[int, list[About]], bool]):
         self._finished = finished
         self._running: tuple[int, Any] | None = None
-        self._unlogged: list[About] = []
+        self.unlogged: list[About] = []
 
     def started(self, step: int, about: About) -> None:
         """A step was given to the device; waits for the one before it."""
@@ -31,6 +31,6 @@ class Flight:
         if self._running is None:
             return
         (step, about), self._running = self._running, None
-        self._unlogged.append(jax.block_until_ready(about))
-        if self._finished(step, self._unlogged):
-            self._unlogged = []
+        self.unlogged.append(jax.block_until_ready(about))
+        if self._finished(step, self.unlogged):
+            self.unlogged = []

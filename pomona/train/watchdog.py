@@ -19,7 +19,7 @@ class Watchdog:
     """
 
     def __init__(self, limit_seconds: float, on_stall: Callable[[], None]):
-        self._limit, self._on_stall = limit_seconds, on_stall
+        self._limit, self._on_stall, self._factor = limit_seconds, on_stall, 1
         self._progress, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -36,13 +36,18 @@ class Watchdog:
         """A step was finished."""
         self._progress.set()
 
+    def compiling(self) -> None:
+        """The next step may take as long as the first one: it compiles, or a checkpoint is read before it."""
+        self._factor = FIRST_STEP_FACTOR
+        self._progress.set()
+
     def _watch(self) -> None:
         limit = FIRST_STEP_FACTOR * self._limit
         while self._progress.wait(limit):
             if self._stop.is_set():
                 return
             self._progress.clear()
-            limit = self._limit
+            limit, self._factor = self._factor * self._limit, 1
         print(f"no step was finished in {limit:.0f} s; the stacks of all threads follow", file=sys.stderr)
         faulthandler.dump_traceback(file=sys.stderr)
         self._on_stall()

@@ -11,41 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_trees import abstract, assert_equal, data_files, trees, write
 
 from pomona.checkpoint import store as store_module
 from pomona.checkpoint.config import CheckpointConfig, check_checkpoint
 from pomona.checkpoint.store import Store, restore, set_aside, steps
 from pomona.core.errors import UserError
-from pomona.parallel import rules
-from pomona.parallel.config import MeshConfig
-from pomona.parallel.mesh import build_mesh
-
-
-def trees(step, devices=8):
-    mesh = build_mesh(MeshConfig(), jax.devices()[:devices])
-    rows = rules.sharding(mesh, ("model", None))
-    values = jax.random.normal(jax.random.key(step), (64, 8))
-    return {
-        "params": {"a": jax.device_put(values, rows), "b": jax.device_put(values.astype(jnp.bfloat16), rows)},
-        "optimizer": {"count": jax.device_put(jnp.int32(step), rules.sharding(mesh, ()))},
-    }
-
-
-def abstract(devices):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees(0, devices))
-
-
-def write(folder, *numbers, **config):
-    store = Store(folder, CheckpointConfig(**config))
-    for step in numbers:
-        store.save(step, trees(step), {"step": step})
-    store.close()
-
-
-def assert_equal(found, step):
-    assert found.step == step and found.about == {"step": step}
-    for ours, expected in zip(jax.tree.leaves(found.trees), jax.tree.leaves(trees(step)), strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
 @pytest.mark.parametrize("devices", [8, 2, 1])
@@ -73,10 +44,6 @@ def test_nothing_there_is_no_error(tmp_path):
     assert restore(tmp_path / "none", abstract(1)) is None
 
 
-def data_files(folder):
-    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size and p.name != "manifest.json"]
-
-
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete"])
 def test_any_damage_falls_back_to_the_one_before(tmp_path, damage):
     write(tmp_path, 1, 2)
@@ -92,7 +59,7 @@ def test_any_damage_falls_back_to_the_one_before(tmp_path, damage):
             file.unlink()
         found = restore(tmp_path, abstract(1))
         assert_equal(found, 1)
-        assert found.skipped[0][0] == 2 and file.name in found.skipped[0][1]
+        assert found.skipped[0].step == 2 and file.name in found.skipped[0].problem
         file.write_bytes(content)
     assert_equal(restore(tmp_path, abstract(1)), 2)
 

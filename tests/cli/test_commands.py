@@ -74,6 +74,21 @@ MISTAKES = {
     "options first": (["train", "--run", "mine", "tiny"], "there is no recipe '--run'", "tiny"),
     "no value": (["train", "tiny", "--run"], "--run has no value", "--run runs/mine"),
     "empty value": (["train", "tiny", "--run="], "--run has no value", "--run runs/mine"),
+    "an address for a folder": (
+        ["train", "tiny", "--run", "gs://bucket/mine"],
+        "--run is gs://bucket/mine",
+        "--checkpoint.remote gs://bucket/mine",
+    ),
+    "an unknown kind of address": (
+        ["train", "tiny", "--checkpoint.remote", "pears://bucket/mine"],
+        "pears://bucket/mine",
+        "--checkpoint.remote",
+    ),
+    "a fault nobody can look for": (
+        ["train", "tiny", "--faults.check-every-steps", "0"],
+        "faults.check_every_steps is 0",
+        "--faults.check-every-steps 1",
+    ),
     "given twice": (["train", "tiny", "--run", "a", "--run", "b"], "--run is given twice", "--run b"),
     "two recipes to show": (["recipes", "tiny", "afm_85m"], "one recipe, not 2", "pomona recipes tiny"),
     "impossible schedule": (["train", "tiny", "--stages.0.steps", "3"], "warm", "--stages.0"),

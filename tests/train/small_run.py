@@ -59,6 +59,11 @@ def changed(changes):
     return f"small_run = lambda cache, old=small_run: dataclasses.replace(old(cache), {changes})\n"
 
 
+def with_faults(fields):
+    """A hook that trains with these fields of `FaultConfig`."""
+    return "from pomona.train.fault_config import FaultConfig\n" + changed(f"faults=FaultConfig({fields})")
+
+
 def at_log(step, action):
     """A hook that does something right after the log line of a step."""
     log = "loop._log = lambda session, stage, step, *rest, log=loop._log: (log(session, stage, step, *rest), "
@@ -96,7 +101,13 @@ def losses(folder):
 
 
 def events(folder):
-    return [json.loads(line)["event"] for line in (Path(folder) / "events.jsonl").read_text().splitlines()]
+    return [event["event"] for event in whole_events(folder)]
+
+
+def whole_events(folder, name=None):
+    """All events with their details, or those of one name."""
+    lines = (Path(folder) / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if name in (None, event["event"])]
 
 
 def main():

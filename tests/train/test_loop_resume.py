@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from small_run import LOOP, at_log, changed, events, losses, small_run, start
+from small_run import LOOP, at_log, changed, events, losses, small_run, start, with_faults
 
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.core.errors import UserError
@@ -14,17 +14,10 @@ from pomona.metrics.records import read_records
 from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run, Stage, check_run, total_steps, total_tokens
+from pomona.train.fault_config import FaultConfig
 from pomona.train.loop import train
 
 LAST = 14
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    done = start(folder, cache)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_it_learns_and_leaves_everything_behind(uninterrupted):
@@ -161,7 +154,7 @@ def test_a_diverged_run_names_its_steps_and_counts_the_skipped(cache, tmp_path):
         "'skipped': jnp.float32(1)}\n"
         "loop.train_step = lambda run, index: lambda state, batch: (state, about(batch))\n"
     )
-    hook += changed("metrics=dataclasses.replace(old(cache).metrics, log_every_steps=4)")
+    hook += changed("metrics=dataclasses.replace(old(cache).metrics, log_every_steps=4)") + with_faults("bad_steps=4")
     diverged = start(tmp_path / "run", cache, hook=hook)
     assert diverged.returncode == 2
     assert "not finite in steps 1 to 4" in diverged.stderr
@@ -179,6 +172,14 @@ BAD_STARTS = {
     "micro": ({"stages": (Stage("core", 4, 8, 32, Schedule(warmup_steps=1), micro_batches=3),)}, "micro-batches"),
     "warmup": ({"stages": (Stage("core", 4, 8, 32),)}, "warmup_steps is 5000"),
     "keep": ({"checkpoint": CheckpointConfig(keep=0)}, "two checkpoints are kept"),
+    "remote keep": ({"checkpoint": CheckpointConfig(remote_keep=1)}, "two checkpoints are kept"),
+    "remote": ({"checkpoint": CheckpointConfig(remote="bucket+of+apples://x")}, "an fsspec address"),
+    "check": ({"faults": FaultConfig(check_every_steps=0)}, "faults.check_every_steps is 0"),
+    "bad steps": ({"faults": FaultConfig(bad_steps=0)}, "faults.bad_steps is 0"),
+    "window": ({"faults": FaultConfig(spike_window_steps=1)}, "at least 2"),
+    "rollbacks": ({"faults": FaultConfig(max_rollbacks=101)}, "at most 100"),
+    "deviations": ({"faults": FaultConfig(spike_deviations=0.0)}, "positive number of standard deviations"),
+    "ratio": ({"faults": FaultConfig(slow_ratio=1.0)}, "above 1"),
 }
 
 

@@ -5,9 +5,25 @@ import socket
 import jax
 import numpy as np
 import pytest
-from small_run import LOOP, at_log, begin, changed, events, finish, losses, small_run, start, write_text
+from poison import POISON, SHIFTED
+from small_run import (
+    LOOP,
+    at_log,
+    begin,
+    changed,
+    events,
+    finish,
+    losses,
+    small_run,
+    start,
+    whole_events,
+    with_faults,
+    write_text,
+)
 
+from pomona.checkpoint.remote import Remote
 from pomona.checkpoint.store import restore
+from pomona.metrics.records import read_records
 from pomona.parallel.mesh import build_mesh
 from pomona.train.state import abstract_state
 
@@ -76,8 +92,65 @@ def test_after_the_death_of_one_of_two_another_mesh_goes_on(cache, tmp_path, one
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), atol=1e-5)
 
 
+SLEEPY = """
+def sleepy(self, *rest, old=loop.Feed.stream):
+    for batch in old(self, *rest):
+        os.environ["JAX_PROCESS_ID"] == "1" and time.sleep(0.3)
+        yield batch
+loop.Feed.stream = sleepy
+"""
+
+
+# The first computation of step 5 is wrong on the second process: in one bit, behind the last collective.
+WRONG_BIT = """
+import jax, numpy as np
+def wrong(function, calls=[]):
+    def step(state, batch):
+        state, about = function(state, batch)
+        calls.append(None)
+        if len(calls) == 5 and jax.process_index() == 1:
+            leaves, shape = jax.tree.flatten(state)
+            (shard,) = leaves[0].addressable_shards
+            value = np.array(shard.data)
+            value.view(np.uint32).reshape(-1)[0] ^= 1
+            place = leaves[0].shape, leaves[0].sharding
+            leaves[0] = jax.make_array_from_single_device_arrays(*place, [jax.device_put(value, shard.device)])
+            state = jax.tree.unflatten(shape, leaves)
+        return state, about
+    return step
+def compiled(*arguments, old=loop._compiled):
+    function, check = old(*arguments)
+    return wrong(function), check
+loop._compiled = compiled
+"""
+
+
+def test_two_processes_bear_faults_and_name_the_one_that_is_slow_or_wrong(cache, tmp_path, one):
+    expected = start(tmp_path / "expected", cache, devices=2, hook=ONE_STAGE + SHIFTED)
+    assert expected.returncode == 0, expected.stderr
+    faults = "check_every_steps=5, spike_window_steps=3, spike_deviations=6.0, bad_steps=2"
+    remote = f"remote='file://{tmp_path}/far', remote_every_steps=6"
+    hook = with_faults(faults) + POISON
+    hook += changed(f"checkpoint=dataclasses.replace(old(cache).checkpoint, {remote})")
+    first, second = start_two(tmp_path / "run", cache, hook + LOOP + SLEEPY + WRONG_BIT)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert sorted(Remote(f"file://{tmp_path}/far").steps()) == [6, 12, 14]
+    (said,) = whole_events(tmp_path / "run", "silent_corruption")
+    assert said["step"] == 5 and said["found_by"] == "step"
+    assert [(d["process"], d["host"]) for d in said["devices"]] == [(1, socket.gethostname())]
+    said = {(each["process"], each["host"]) for each in whole_events(tmp_path / "run", "slow_host")}
+    assert said == {(1, socket.gethostname())}
+    assert "process 1 on host" in first.stdout and "keeps the others waiting" in first.stdout
+    records = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "slowest_process" in r]
+    assert records and all(r["slowest_process"] == 1 and r["slowest_ratio"] > 2 for r in records)
+    assert not any("slowest_process" in r for r in read_records(one / "metrics.jsonl")), "one has no others"
+    assert events(tmp_path / "run").count("rollback") == 1
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "expected"), atol=1e-5)
+
+
 MISTAKES = {
     "folder": ("(path := Path(sys.argv[1])).mkdir(exist_ok=True), (path / 'foreign').touch()", "is not a run folder"),
+    "disk": ("setattr(loop, 'RunFolder', lambda path, old=loop.RunFolder: old(path / 'mine'))", "does not see"),
     "text": ("Path(sys.argv[2]).rename(sys.argv[2] + '-gone')", "there is no text at"),
 }
 
@@ -87,7 +160,8 @@ def test_a_mistake_that_one_process_finds_ends_both(tmp_path, name):
     """Process 1 waits at once for what process 0 says, and would wait for minutes if it said nothing."""
     write_text(tmp_path / "cache")
     harm, word = MISTAKES[name]
-    hook = LOOP + f"os.environ['JAX_PROCESS_ID'] == '0' and ({harm})\n"
+    hook = LOOP + "import pomona.train.begin\npomona.train.begin.SHARED_SECONDS = 0.5\n"
+    hook += f"os.environ['JAX_PROCESS_ID'] == '0' and ({harm})\n"
     both = start_two(tmp_path / "run", tmp_path / "cache", hook)
     assert [process.returncode for process in both] == [2, 2], both[0].stderr + both[1].stderr
     assert all(word in process.stderr for process in both)
