@@ -6,7 +6,7 @@ from pomona.checkpoint.config import CheckpointConfig, check_checkpoint
 from pomona.core.errors import UserError
 from pomona.data.config import DataConfig, Weight, check_data
 from pomona.metrics.config import MetricsConfig
-from pomona.model.config import Architecture, Execution, check_architecture, resolve
+from pomona.model.config import Architecture, Execution, RematPolicy, check_architecture, resolve
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig
 from pomona.train.fault_config import FaultConfig, check_faults
@@ -27,6 +27,10 @@ class Stage:
     rope_base: float = 500_000.0
     mixture: tuple[Weight, ...] = ()
     """Weights of the sources in this stage; the sources' own where empty."""
+    mesh: MeshConfig | None = None
+    """The stage's own mesh; the run's where absent. A longer sequence is spread over more devices."""
+    remat: RematPolicy | None = None
+    """What the stage recomputes; the execution's where absent."""
     micro_batches: int | None = None
     """The batch is worked on in so many parts, whose gradients add up. Absent: one part, but on CPUs as many as leave
     1024 tokens to a device, since memory that is used again is faster there than new memory."""
@@ -72,6 +76,13 @@ def total_steps(run: Run) -> int:
 def total_tokens(run: Run) -> int:
     """Tokens of all stages, padding included."""
     return sum(stage.steps * stage.batch_tokens for stage in run.stages)
+
+
+def at_stage(run: Run, index: int) -> Run:
+    """The same run with the mesh and the recomputation of one of its stages as its own."""
+    stage = run.stages[index]
+    execution = dataclasses.replace(run.execution, remat=stage.remat or run.execution.remat)
+    return dataclasses.replace(run, mesh=stage.mesh or run.mesh, execution=execution)
 
 
 def decide(run: Run, platform: str, num_devices: int, batch_shards: int) -> Run:

@@ -1,0 +1,43 @@
+"""What XLA is told for each kind of chip: options of `jax.jit(..., compiler_options=...)`. No JAX.
+
+Names and first values: Google's XLA flag list (openxla.org/xla/flags_guidance) and what MaxText and AXLearn publish for
+each generation; what each does to our own programs stands in docs/benchmarks/fleet.md.
+"""
+
+OVERLAP = {
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+    # A reduce-scatter is an all-reduce whose result is cut; these let XLA choose a layout in which the cut is free.
+    "xla_tpu_assign_all_reduce_scatter_layout": "true",
+    "xla_tpu_use_minor_sharding_for_major_trivial_input": "true",
+    "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": "1",
+}
+"""Gathers of weights run behind the products before them."""
+
+SCATTER_OVERLAP = {
+    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
+    "xla_enable_async_reduce_scatter_fusion": "true",
+    "xla_tpu_scoped_vmem_limit_kib": "32768",
+}
+"""Gradients are scattered behind products too. It takes on-chip memory that v4, with 16 MiB a core, does not have."""
+
+SLICES = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+}
+"""Sums over slices run behind the computation of other layers' gradients."""
+
+BY_KIND = {
+    "TPU v4": OVERLAP,
+    "TPU v5": OVERLAP | SCATTER_OVERLAP,
+    "TPU v5p": OVERLAP | SCATTER_OVERLAP,
+}
+
+
+def compiler_options(device_kind: str, slices: int = 1) -> dict[str, str]:
+    """The options for a device as JAX names it; empty for what was never tried."""
+    chosen = BY_KIND.get(device_kind, {})
+    return chosen | SLICES if chosen and slices > 1 else dict(chosen)
