@@ -3,8 +3,9 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 FILES = pyproject.toml constraints/base.txt
+WITH_LIBTPU = PYTHONPATH=.venv/libtpu
 
-.PHONY: demo test test-peers check format clean help
+.PHONY: demo test test-peers test-tpu check format clean help fleet
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -14,10 +15,13 @@ demo: .venv/base  ## train a small model on the CPU from raw text, and let it sp
 	.venv/bin/pomona generate runs/tiny "def main():" --max-tokens 80
 
 test: .venv/dev  ## the whole test suite, without PyTorch
-	.venv/bin/python -m pytest tests -m "not peers"
+	.venv/bin/python -m pytest tests -m "not peers and not tpu"
 
 test-peers: .venv/peers  ## the comparisons with PyTorch and transformers, live
 	.venv/bin/python -m pytest tests -m peers
+
+test-tpu: .venv/dev .venv/libtpu  ## small programs through the real TPU compiler
+	$(WITH_LIBTPU) .venv/bin/python -m pytest tests -m tpu
 
 check: .venv/dev  ## style, types, and that imports go down the floors
 	.venv/bin/ruff check .
@@ -38,6 +42,12 @@ bench-startup: .venv/base  ## how long a person waits for --help, the first step
 bench-train-gpu: .venv/gpu  ## MFU of an AFM-on-device-shaped model on one NVIDIA GPU
 	.venv/bin/python bench/train_gpu.py
 
+bench-cost-model: .venv/base .venv/libtpu  ## predicted TPU step times beside published ones
+	$(WITH_LIBTPU) .venv/bin/python bench/cost_model.py
+
+fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: memory, step time, MFU, days, dollars
+	$(WITH_LIBTPU) .venv/bin/python bench/fleet.py
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -52,6 +62,11 @@ bench-train-gpu: .venv/gpu  ## MFU of an AFM-on-device-shaped model on one NVIDI
 .venv/gpu: .venv/base
 	$(PIP) -c constraints/base.txt -e '.[gpu]'
 	@touch $@
+
+# In a folder of its own: where JAX sees libtpu, every start on a machine without TPUs looks for them, half a minute long.
+.venv/libtpu: .venv/bin/python constraints/tpu.txt
+	rm -rf $@
+	$(PIP) --no-deps -c constraints/tpu.txt --target $@ libtpu
 
 .venv/peers: .venv/dev constraints/peers.txt
 	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers

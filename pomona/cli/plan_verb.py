@@ -30,6 +30,7 @@ How much memory, time, money and energy a recipe takes on given chips, by arithm
   --price USD      per chip and hour; the list price by default, where one is public
   --stage NAME     one stage instead of all
   --search         the best mesh, remat policy and micro-batches for these chips, and the runners-up
+  --verify         compiles the real step for these TPU chips and reads the program: memory, time, what is exposed
   --compare        the same run on every chip that Pomona knows, and on fewer chips, and with half the batch
   --html FILE      with --compare: a page with charts
   --json           for programs
@@ -39,8 +40,8 @@ Every setting of the recipe can be changed as in `pomona train`: --mesh.fsdp 256
 
 DESCRIPTION = """\
 {what}
-Beside these settings: --chips NAME, --slices N, --price USD, --stage NAME, --search, --compare, --html FILE, --json;
-`pomona plan --help` explains them.
+Beside these settings: --chips NAME, --slices N, --price USD, --stage NAME, --search, --verify, --compare, --html FILE,
+--json; `pomona plan --help` explains them.
 """
 
 
@@ -62,6 +63,8 @@ class PlanOptions:
     """one stage instead of all."""
     search: bool = False
     """find the best mesh."""
+    verify: bool = False
+    """compile the step for these chips."""
     compare: bool = False
     """the same run on every chip."""
     html: Path | None = dataclasses.field(default=None, metadata=_example("plan.html"))
@@ -84,6 +87,8 @@ def run(arguments: list[str]) -> None:
         _compare(options, configured, stages, fleet)
     elif options.search:
         _search(options, configured, stages, fleet, price)
+    elif options.verify:
+        _verify(options, configured, stages, fleet, price)
     else:
         answers = [answer(configured, stage, fleet, price) for stage in stages]
         if all(each.problem for each in answers) and answers[0].problem:
@@ -165,10 +170,17 @@ def _check_options(options: PlanOptions) -> None:
         ),
         (options.compare and options.price is not None, "--price", "each chip is compared at its own list price"),
         (options.compare and options.search, "--search", "each chip is compared with its own best mesh already"),
+        (options.compare and options.verify, "--verify", "only one fleet is compiled for at a time"),
     ]
     for wrong, option, rule in excluded:
         if wrong:
             raise UserError(f"--compare is without {option}.", f"{rule}.", "--compare --chips v5p-4096")
+    if options.verify and options.search:
+        raise UserError(
+            "--verify is without --search.",
+            "a search looks at many meshes, and each compilation takes minutes.",
+            "--search first, then --verify with the options it prints",
+        )
     if options.html is not None and not options.compare:
         raise UserError("--html without --compare.", "the page shows a comparison.", f"--compare --html {options.html}")
     if options.html is not None and options.html.is_dir():
@@ -204,6 +216,22 @@ def _search(
         return
     least = {stage.name: least_memory(configured, stage, fleet, price) for stage in stages if not results[stage.name]}
     show_search(configured, stages, fleet, results, least)
+
+
+def _verify(
+    options: PlanOptions, configured: Run, stages: tuple[Stage, ...], fleet: Fleet, price: float | None
+) -> None:
+    from pomona.plan.topology import prepare_environment
+
+    prepare_environment()  # before anything imports JAX
+    from pomona.cli.verify_tables import show_verified
+    from pomona.plan import verify
+
+    found = [verify.verify(configured, stage, fleet, price) for stage in stages]
+    if options.json:
+        _print_json([verify.to_record(each) for each in found])
+    else:
+        show_verified(found)
 
 
 def _answer_record(each: Answer) -> dict[str, object]:

@@ -41,7 +41,8 @@ class Transfer:
 
     kind: str
     size_bytes: int
-    participants: int
+    members: tuple[int, ...]
+    """The device numbers of one group."""
     dimensions: tuple[int, ...]
     """Chips along each torus dimension of the group, those of one chip left out."""
     link_seconds: float
@@ -140,7 +141,7 @@ def _timed(kind: str, size: int, members: Sequence[int], places: Places) -> Tran
     if slices > 1:
         share = size / inside * (1 - 1 / slices)
         network_seconds = rounds * (share / chip.network_bytes_per_second + NETWORK_SECONDS)
-    return Transfer(kind, size, len(members), tuple(dimensions), link_seconds, network_seconds)
+    return Transfer(kind, size, tuple(members), tuple(dimensions), link_seconds, network_seconds)
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:

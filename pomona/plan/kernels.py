@@ -1,8 +1,8 @@
 """How long a Pallas kernel of a compiled program takes: XLA's own estimates leave kernels out.
 
 A kernel is the slower of its products on the matrix units and its bytes through HBM. Splash attention is known by name:
-its products follow from its operands and block sizes, and only blocks that the causal mask leaves are counted. Any other
-kernel is taken at the cost estimate that it was written with (`pl.CostEstimate`), or at its bytes.
+its products follow from its operands and block sizes, and only blocks that the causal mask leaves are counted. Any
+other kernel is taken at the cost estimate that it was written with (`pl.CostEstimate`), or at its bytes.
 """
 
 import json
@@ -15,8 +15,8 @@ MATRIX_SHARE = {
     "v4": {"splash_mha_fwd": 0.53, "splash_mha_dkv": 0.80},
     "v5p": {"splash_mha_fwd": 0.74, "splash_mha_dkv": 0.95},
 }
-"""Share of the matrix units' peak that a block's code reaches: their busy cycles over all cycles in the final VLIW schedule
-that libtpu writes out, blocks of 1024 x 1024, head dimension 128 (docs/benchmarks/fleet.md)."""
+"""Share of the matrix units' peak that a block's code reaches: their busy cycles over all cycles in the final VLIW
+schedule that libtpu writes out, blocks of 1024 x 1024, head dimension 128 (docs/benchmarks/fleet.md)."""
 
 OTHER_CHIPS = {"splash_mha_fwd": 0.65, "splash_mha_dkv": 0.85}  # between the two
 

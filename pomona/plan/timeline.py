@@ -1,11 +1,11 @@
 """The time of one step from its compiled, scheduled program: a walk along the schedule.
 
-The TensorCore works through the instructions in order. Each takes the compiler's own estimate of its cycles; kernels and
-collectives, which have none, take the times of `kernels` and `collectives`. A copy between HBM and on-chip memory, or a
-collective, that is split into a start and a done runs beside the TensorCore on a resource of its own (DMA, links,
-network), one after the other on each; what is not finished at the done is waited for: that is exposed time. A collective
-that XLA has fused with work ("async collective fusion") moves only while that work drives it. A loop is its body, once,
-times its trips.
+The TensorCore works through the instructions in order. Each takes the compiler's own estimate of its cycles; kernels
+and collectives, which have none, take the times of `kernels` and `collectives`. A copy between HBM and on-chip memory,
+or a collective, that is split into a start and a done runs beside the TensorCore on a resource of its own (DMA, links,
+network), one after the other on each; what is not finished at the done is waited for: that is exposed time. A
+collective that XLA has fused with work ("async collective fusion") moves only while that work drives it. A loop is its
+body, once, times its trips.
 """
 
 import dataclasses

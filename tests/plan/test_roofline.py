@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from published import LLAMA_70B, PUBLISHED
+from pomona.plan.published import LLAMA_70B, PUBLISHED
 
 from pomona.core.errors import UserError
 from pomona.core.fleet import parse_fleet
