@@ -45,6 +45,9 @@ bench-train-gpu: .venv/gpu  ## MFU of an AFM-on-device-shaped model on one NVIDI
 bench-cost-model: .venv/base .venv/libtpu  ## predicted TPU step times beside published ones
 	$(WITH_LIBTPU) .venv/bin/python bench/cost_model.py
 
+bench-kernel-cycles: .venv/base .venv/libtpu  ## busy matrix units in the attention kernel's code
+	$(WITH_LIBTPU) .venv/bin/python bench/kernel_cycles.py
+
 fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: memory, step time, MFU, days, dollars
 	$(WITH_LIBTPU) .venv/bin/python bench/fleet.py
 
