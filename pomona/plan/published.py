@@ -28,6 +28,11 @@ class Published:
     def stage(self) -> Stage:
         return self.run.stages[0]
 
+    @property
+    def comparable(self) -> Run:
+        """What our program is compiled from: the published policy, or one that keeps what most trainers keep."""
+        return self.with_policy(self.policy or "qkv")
+
     def with_policy(self, policy: RematPolicy) -> Run:
         return dataclasses.replace(self.run, execution=Execution(remat=policy))
 

@@ -11,7 +11,7 @@ and `data/math`, with weights that are OUR assumption; continued training moves 
 """
 
 from pomona.data.config import DataConfig, Source, TokenizerConfig, Weight
-from pomona.model.config import Architecture, Execution
+from pomona.model.config import Architecture, Execution, RematPolicy
 from pomona.model.presets import AFM_85M, AFM_DEVICE, AFM_DEVICE_PARENT, AFM_SERVER
 from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
@@ -25,17 +25,20 @@ LATER_MIXTURE = (Weight("web", 0.4), Weight("code", 0.35), Weight("math", 0.25))
 
 def afm_server() -> Run:
     """AFM-server at an assumed 69 B parameters: 8192 TPU v4 chips in 8 slices."""
-    return _afm("afm_server", AFM_SERVER, 4096, MeshConfig(data=8, fsdp=-1, tensor=4))
+    meshes = MeshConfig(data=8, seq=2), MeshConfig(data=8, seq=4), MeshConfig(data=8, seq=16)
+    return _afm("afm_server", AFM_SERVER, 4096, meshes, Execution(remat="gate"), later_remat="qkv")
 
 
 def afm_device_parent() -> Run:
     """The 6.4 B parent that AFM-on-device is pruned from, trained with the server recipe: 2048 TPU v5p chips."""
-    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, MeshConfig(data=2))
+    meshes = MeshConfig(data=16), MeshConfig(data=8, seq=2), MeshConfig(data=2, seq=8)
+    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, meshes, Execution(remat="products"))
 
 
 def afm_device() -> Run:
     """AFM-on-device, 2.7 B parameters, from scratch: 2048 TPU v5p chips."""
-    return _afm("afm_device", AFM_DEVICE, 2048, MeshConfig(data=2))
+    meshes = MeshConfig(data=32), MeshConfig(data=16, seq=2), MeshConfig(data=4, seq=8)
+    return _afm("afm_device", AFM_DEVICE, 2048, meshes, Execution(remat="products"))
 
 
 def afm_85m() -> Run:
@@ -50,29 +53,46 @@ def afm_85m() -> Run:
     )
 
 
-def _afm(name: str, architecture: Architecture, batch_size: int, mesh: MeshConfig) -> Run:
+def _afm(
+    name: str,
+    architecture: Architecture,
+    batch_size: int,
+    meshes: tuple[MeshConfig, MeshConfig, MeshConfig],
+    execution: Execution,
+    later_remat: RematPolicy | None = None,
+) -> Run:
+    """The three stages; a later one has fewer and longer sequences, so its mesh spreads each over more devices."""
+    core_mesh, continued_mesh, context_mesh = meshes
     core = Stage("core", CORE_TOKENS // (batch_size * 4096), batch_size, 4096, Schedule())
     later = Schedule(peak_learning_rate=3e-4, weight_decay=1e-5, warmup_steps=1000, floor=0.001)
-    continued_batch = batch_size // 2
     continued = Stage(
-        "continued", CONTINUED_TOKENS // core.batch_tokens, continued_batch, 8192, later, mixture=LATER_MIXTURE
+        "continued",
+        CONTINUED_TOKENS // core.batch_tokens,
+        batch_size // 2,
+        8192,
+        later,
+        mixture=LATER_MIXTURE,
+        mesh=continued_mesh,
+        remat=later_remat,
     )
     context = Stage(
-        "context",
+        "long_context",
         CONTEXT_TOKENS // core.batch_tokens,
         batch_size // 8,
         32768,
         later,
         rope_base=LONG_ROPE_BASE,
         mixture=LATER_MIXTURE,
+        mesh=context_mesh,
+        remat=later_remat,
     )
     return Run(
         name=name,
         architecture=architecture,
         data=_data(architecture),
         stages=(core, continued, context),
-        execution=Execution(remat="full"),
-        mesh=mesh,
+        execution=execution,
+        mesh=core_mesh,
         evaluation=Evaluation(every_steps=5000),
         faults=FaultConfig(check_every_steps=1000),
     )
