@@ -30,6 +30,14 @@ SLICES = {
 }
 """Sums over slices run behind the computation of other layers' gradients."""
 
+CORRUPTION_CHECKS = {
+    "xla_tpu_enable_sdc_checker": "true",
+    "xla_tpu_sdc_check_repeat_count": "1",
+    "xla_tpu_sdc_check_halt_on_detection": "true",
+    "xla_tpu_sdc_checker_alternate_megacore_cores": "true",
+}
+"""XLA's own search for silent data corruption, as AXLearn sets it. Compiling takes several times as long."""
+
 BY_KIND = {
     "TPU v4": OVERLAP,
     "TPU v5": OVERLAP | SCATTER_OVERLAP,
@@ -37,7 +45,9 @@ BY_KIND = {
 }
 
 
-def compiler_options(device_kind: str, slices: int = 1) -> dict[str, str]:
+def compiler_options(device_kind: str, slices: int = 1, check_corruption: bool = False) -> dict[str, str]:
     """The options for a device as JAX names it; empty for what was never tried."""
     chosen = BY_KIND.get(device_kind, {})
-    return chosen | SLICES if chosen and slices > 1 else dict(chosen)
+    across = SLICES if chosen and slices > 1 else {}
+    checks = CORRUPTION_CHECKS if check_corruption and device_kind.startswith("TPU") else {}
+    return chosen | across | checks

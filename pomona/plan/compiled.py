@@ -111,7 +111,7 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     shape = (stage.micro_batches, stage.batch_size // stage.micro_batches, stage.sequence_length)
     check_divides("the batch", shape, BATCH_AXES, mesh.shape)
     rows: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=rules.sharding(mesh, BATCH_AXES))
-    options: Any = compiler_options(devices[0].device_kind, fleet.slices)
+    options: Any = compiler_options(devices[0].device_kind, fleet.slices, run.faults.compiler_checks)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         outputs = (shardings, rules.sharding(mesh, ()))

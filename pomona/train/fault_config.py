@@ -14,6 +14,9 @@ class FaultConfig:
     check_every_steps: int | None = None
     """Every so many steps one is computed twice and compared bitwise; it takes a second copy of the state. Absent:
     never."""
+    compiler_checks: bool = False
+    """On TPU: XLA runs every program twice, on the chip's cores in turn, and stops the run where results differ. For a
+    fleet under suspicion: it costs the time of the second run, and compiling takes minutes more."""
     max_corruptions: int = 3
     """Steps that differed, since this start, before the run stops and names the machine."""
     spike_deviations: float | None = 6.0

@@ -221,7 +221,10 @@ def _compiled(session: Session, index: int) -> tuple[Callable[..., Any], Corrupt
         train_step(run, index),
         donate_argnums=0,
         out_shardings=(shardings, rules.sharding(mesh, ())),
-        compiler_options=compiler_options(devices[0].device_kind, num_slices(devices)) or None,
+        compiler_options=compiler_options(
+            devices[0].device_kind, num_slices(devices), session.run.faults.compiler_checks
+        )
+        or None,
     )
     told = session.hosts, session.corruptions, session.report_corruption
     return function, CorruptionCheck(run.faults, mesh, shardings, *told)
