@@ -26,19 +26,19 @@ LATER_MIXTURE = (Weight("web", 0.4), Weight("code", 0.35), Weight("math", 0.25))
 def afm_server() -> Run:
     """AFM-server at an assumed 69 B parameters: 8192 TPU v4 chips in 8 slices."""
     meshes = MeshConfig(data=8, seq=2), MeshConfig(data=8, seq=4), MeshConfig(data=8, seq=16)
-    return _afm("afm_server", AFM_SERVER, 4096, meshes, Execution(remat="gate"), later_remat="qkv")
+    return _afm("afm_server", AFM_SERVER, 4096, meshes, ("gate", "qkv", "full"))
 
 
 def afm_device_parent() -> Run:
     """The 6.4 B parent that AFM-on-device is pruned from, trained with the server recipe: 2048 TPU v5p chips."""
     meshes = MeshConfig(data=16), MeshConfig(data=8, seq=2), MeshConfig(data=2, seq=8)
-    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, meshes, Execution(remat="products"))
+    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, meshes, ("products",) * 3)
 
 
 def afm_device() -> Run:
     """AFM-on-device, 2.7 B parameters, from scratch: 2048 TPU v5p chips."""
     meshes = MeshConfig(data=32), MeshConfig(data=16, seq=2), MeshConfig(data=4, seq=8)
-    return _afm("afm_device", AFM_DEVICE, 2048, meshes, Execution(remat="products"))
+    return _afm("afm_device", AFM_DEVICE, 2048, meshes, ("products",) * 3)
 
 
 def afm_85m() -> Run:
@@ -58,8 +58,7 @@ def _afm(
     architecture: Architecture,
     batch_size: int,
     meshes: tuple[MeshConfig, MeshConfig, MeshConfig],
-    execution: Execution,
-    later_remat: RematPolicy | None = None,
+    remats: tuple[RematPolicy, RematPolicy, RematPolicy],
 ) -> Run:
     """The three stages; a later one has fewer and longer sequences, so its mesh spreads each over more devices."""
     core_mesh, continued_mesh, context_mesh = meshes
@@ -73,7 +72,7 @@ def _afm(
         later,
         mixture=LATER_MIXTURE,
         mesh=continued_mesh,
-        remat=later_remat,
+        remat=remats[1],
     )
     context = Stage(
         "long_context",
@@ -84,14 +83,14 @@ def _afm(
         rope_base=LONG_ROPE_BASE,
         mixture=LATER_MIXTURE,
         mesh=context_mesh,
-        remat=later_remat,
+        remat=remats[2],
     )
     return Run(
         name=name,
         architecture=architecture,
         data=_data(architecture),
         stages=(core, continued, context),
-        execution=execution,
+        execution=Execution(remat=remats[0]),
         mesh=core_mesh,
         evaluation=Evaluation(every_steps=5000),
         faults=FaultConfig(check_every_steps=1000),
