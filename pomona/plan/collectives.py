@@ -106,21 +106,15 @@ def permuted_pairs(text: str) -> list[tuple[int, int]]:
 
 def _along(order: np.ndarray, names: list[str], wanted: str) -> tuple[int, ...]:
     """Device numbers along the named axes at the first place of all others; `'a':(2)4` is a part of an axis."""
-    shape: list[int] = []
-    taken: list[int] = []
-    parts = {
-        name: (int(pre or 1), int(size or 0))
-        for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)
-    }
-    for name, length in zip(names, order.shape):
-        before, size = parts.get(name, (1, 0)) if name in parts else (length, 1)
-        size = size or length
-        split = (before, size, length // (before * size)) if name in parts else (length, 1, 1)
-        taken.append(len(shape) + 1)
-        shape.extend(split)
-    cube = order.reshape(shape)
-    index = tuple(slice(None) if axis in taken else 0 for axis in range(cube.ndim))
-    return tuple(cube[index].reshape(-1).tolist())
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)
+    first = np.ones(order.shape, bool)
+    for name, place in zip(names, np.indices(order.shape)):
+        length = order.shape[names.index(name)]
+        for _, before, size in (part for part in parts if part[0] == name):  # a digit of the place that may differ
+            weight = length // (int(before or 1) * int(size or length))
+            place = place - place // weight % int(size or length) * weight
+        first &= place == 0
+    return tuple(order[first].tolist())
 
 
 def _permuted(size: int, pairs: Sequence[tuple[int, int]], places: Places) -> Transfer:

@@ -29,7 +29,7 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     layout: str
-    """What stands in braces: minor-to-major order, tiles, memory space. `S(5)` is the host's, the others are on chip."""
+    """What stands in braces: minor-to-major order, tiles, memory space: `S(5)` is the host's, others are on chip."""
 
     @property
     def on_chip(self) -> bool:

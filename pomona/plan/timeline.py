@@ -155,25 +155,28 @@ class _Walk:
         ends = instruction.opcode.endswith("-done") or (fused and "-done" in instruction.name)
         if ends:
             key = key if key in self._flying else instruction.operands[0]
-            if key in self._driven:
-                self._flying[key] = (self._now + self._driven.pop(key), self._flying[key][1])
+            if left := self._driven.pop(key, 0.0):
+                self._flying[key] = (self._occupy("links", left), self._flying[key][1])
             self._land(instruction, key, "collective", trips)
             return
         if fused and not starts and key in self._driven:  # work that drives a collective that was started before
             seconds = self._compute_seconds(computation, instruction)
-            self._driven[key] = max(0.0, self._driven[key] - seconds)
+            left = self._driven[key]
+            self._driven[key] = max(0.0, left - seconds)
+            self._occupy("links", min(left, seconds))
             self._work(self._kind(instruction), instruction, seconds, trips)
             return
         scatters = "all-reduce-scatter" in (instruction.calls("calls") or "")
         moved = transfer(collective, operand_bytes, self.places, scatters)
+        if starts and fused:  # the links are free for others until work drives it
+            self._driven[key], self._flying[key] = moved.seconds, (self._now, moved)
+            return
         done = self._occupy("links", moved.link_seconds)
         if moved.network_seconds:
             done = self._occupy("network", moved.network_seconds, after=done)
         self._flying[key] = (done, moved)
         if not starts:
             self._land(instruction, key, "collective", trips)
-        elif fused:
-            self._driven[key] = done - self._now
 
     def _between_slices(self, computation: str, instruction: Instruction, trips: int) -> None:
         """A sum over slices: the hosts' runtime takes the `send`, adds, and answers with the `recv`'s done."""
@@ -212,7 +215,9 @@ class _Walk:
             assert self.chip.clock_hz, f"the clock of {self.chip.name} is not public"
             return instruction.cycles / self.chip.clock_hz
         touched = [*self.program.operand_arrays(computation, instruction), *instruction.arrays]
-        if instruction.opcode == "dynamic-update-slice":  # in place: only the slice moves, out of one and into the other
+        if (
+            instruction.opcode == "dynamic-update-slice"
+        ):  # in place: only the slice moves
             buffer, update = touched[:2]
             touched = [update, dataclasses.replace(update, layout=buffer.layout)]
         traffic = sum(a.size_bytes for a in touched if not a.on_chip)
