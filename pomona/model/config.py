@@ -52,7 +52,7 @@ class Execution:
     """What the backward pass recomputes, from nothing to each whole layer: `products` all but the products and the
     attention kernel, `gate` also one of the feed-forward block's two, `qkv` both, `attention` all but the kernel."""
     rotation: Literal["auto", "split", "kernel"] = "auto"
-    """How heads are normalised and turned by their positions; auto: by a kernel of our own on TPU, by halves elsewhere."""
+    """How heads are normalised and turned by their positions; auto: by our own kernel on TPU, by halves elsewhere."""
     loss_chunk_tokens: int = 1024
     """Tokens per device whose logits exist at one time."""
 

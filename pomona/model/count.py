@@ -74,10 +74,10 @@ class Remat:
 
 
 REMAT: dict[RematPolicy, Remat] = {
-    # Both norms keep their input twice in float32 and their output; queries and keys are kept three times in float32
-    # (itself, its other halves, turned; by halves, once less) and as the kernel reads them; values, attention's output,
-    # and six of the feed-forward block: gate, up, three inside silu, their product.
-    "none": Remat(20, 16, 16, 12, again=(), keeps_weights=True),
+    # Both norms keep their input twice in float32 and their output; queries and keys are kept as projected and as the
+    # kernel of attention reads them; values; attention's output by heads and as the rows of a product; and six of the
+    # feed-forward block: gate, up, three inside silu, their product.
+    "none": Remat(20, 8, 6, 12, again=(), keeps_weights=True),
     # All keep the layer's input. The sum after attention; attention's output; queries, keys, values as projected; gate
     # and up. The last product is needed by no gradient, so it is never computed again.
     "products": Remat(4, 4, 4, 4, again=()),
@@ -86,6 +86,10 @@ REMAT: dict[RematPolicy, Remat] = {
     "attention": Remat(2, 2, 0, 0, again=("qkv", "output", "gate", "up")),
     "full": Remat(2, 0, 0, 0, again=("qkv", "attention", "output", "gate", "up")),
 }
+
+TURNED_BY_HALVES = dataclasses.replace(REMAT["none"], heads_bytes=14, kv_heads_bytes=12)
+"""`none` where no kernel turns queries and keys by their positions: two more of them are kept, in float32, instead of
+what was projected."""
 
 AT_WORK = Remat(8, 8, 8, 12, again=())
 """One layer in its backward pass: inputs and outputs of its products, and their gradients."""

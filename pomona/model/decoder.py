@@ -189,7 +189,7 @@ def layer(
 
 def _matrix(dtype: Any, spec: Spec, weight: jax.Array) -> jax.Array:
     """A layer's weight as it is multiplied: whole, inputs by outputs. Heads and their dimension become one before the
-    gather, while it is a shard: XLA turns a product over two dimensions into a convolution, which costs on-chip memory."""
+    gather, while it is a shard: a product over two dimensions becomes a convolution, that takes on-chip memory."""
     if spec.role == "norm":
         return weight
     axes, shape = spec.axes[1:], weight.shape

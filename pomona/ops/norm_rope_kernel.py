@@ -4,9 +4,10 @@ XLA makes several passes of it, and one of them over half-empty vectors, since a
 kernel turns the lanes. It reads heads beside each other, as the projection leaves them, and writes head after head, as
 the attention kernel wants them.
 
-Shapes: B batch, T tokens, N heads, H head (a multiple of 128). A block is P tokens of G heads.
+Shapes: B batch, T tokens, N heads, H head, M = N * H. A block is P tokens of G heads.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -44,7 +45,7 @@ def _forward(epsilon, interpret, x_BTM, weight_H, cos_BTH, sin_BTH):
 
     B, T, M = x_BTM.shape
     H = weight_H.shape[0]
-    grid, tokens, heads = _blocks(T, M // H)
+    grid, tokens, heads = _blocks(T, M // H, H)
     flat, table, row, headwise = _specs(pl, tokens, heads, H)
     out_BNTH = pl.pallas_call(
         partial(_forward_block, epsilon, heads),
@@ -65,11 +66,11 @@ def _backward(epsilon, interpret, saved, d_out_BNTH):
     x_BTM, weight_H, cos_BTH, sin_BTH = saved
     B, T, M = x_BTM.shape
     H = weight_H.shape[0]
-    grid, tokens, heads = _blocks(T, M // H)
+    grid, tokens, heads = _blocks(T, M // H, H)
     flat, table, row, headwise = _specs(pl, tokens, heads, H)
     part = pl.BlockSpec((None, None, None, SUBLANES, H), lambda b, t, n: (b, t, n, 0, 0))
     d_x_BTM, parts = pl.pallas_call(
-        partial(_backward_block, epsilon, heads),
+        partial(_backward_block, epsilon, heads, T),
         grid=(B, *grid),
         in_specs=[headwise, flat, row, table, table],
         out_specs=[flat, part],
@@ -97,17 +98,21 @@ def _forward_block(epsilon, heads, x_ref, weight_ref, cos_ref, sin_ref, out_ref)
         out_ref[head] = (y_PH * cos_PH + _swap(y_PH) * sin_PH).astype(out_ref.dtype)
 
 
-def _backward_block(epsilon, heads, d_out_ref, x_ref, weight_ref, cos_ref, sin_ref, d_x_ref, part_ref):
+def _backward_block(epsilon, heads, T, d_out_ref, x_ref, weight_ref, cos_ref, sin_ref, d_x_ref, part_ref):
     H = weight_ref.shape[-1]
     cos_PH, sin_PH, weight_1H = cos_ref[...], sin_ref[...], weight_ref[...]
     sum_SH = jnp.zeros((SUBLANES, H), jnp.float32)
+    inside_P1 = _inside(T, cos_PH.shape[0])
     for head in range(heads):
         x_PH = x_ref[:, head * H : (head + 1) * H].astype(jnp.float32)
         d_PH = d_out_ref[head].astype(jnp.float32)
         d_y_PH = d_PH * cos_PH + _swap(d_PH * sin_PH)
         scale_P1 = _scale(x_PH, epsilon)
         unit_PH = x_PH * scale_P1
-        sum_SH += jnp.sum((d_y_PH * unit_PH).reshape(-1, SUBLANES, H), axis=0)
+        d_weight_PH = d_y_PH * unit_PH
+        if inside_P1 is not None:
+            d_weight_PH = jnp.where(inside_P1, d_weight_PH, 0)
+        sum_SH += jnp.sum(d_weight_PH.reshape(-1, SUBLANES, H), axis=0)
         d_unit_PH = d_y_PH * weight_1H
         along_P1 = jnp.mean(d_unit_PH * unit_PH, axis=-1, keepdims=True)
         d_x_ref[:, head * H : (head + 1) * H] = (scale_P1 * (d_unit_PH - unit_PH * along_P1)).astype(d_x_ref.dtype)
@@ -125,11 +130,21 @@ def _swap(x_PH):
     return pltpu.roll(x_PH, x_PH.shape[-1] // 2, 1)
 
 
-def _blocks(T: int, N: int) -> tuple[tuple[int, int], int, int]:
-    """The grid, and tokens and heads of a block."""
-    tokens = next(size for size in range(min(BLOCK_TOKENS, T), 0, -1) if T % size == 0)
-    heads = next(size for size in range(min(BLOCK_HEADS, N), 0, -1) if N % size == 0)
-    return (T // tokens, N // heads), tokens, heads
+def _inside(T, tokens):
+    """Which tokens of a backward block exist; None where all do, for what lies beyond the end is anything."""
+    from jax.experimental import pallas as pl
+
+    if T % tokens == 0:
+        return None
+    return pl.program_id(1) * tokens + jax.lax.broadcasted_iota(jnp.int32, (tokens, 1), 0) < T
+
+
+def _blocks(T: int, N: int, H: int) -> tuple[tuple[int, int], int, int]:
+    """The grid, and tokens and heads of a block: whole rows of vectors, and whole vectors unless it has all heads."""
+    tokens = min(BLOCK_TOKENS, SUBLANES * math.ceil(T / SUBLANES))
+    sizes = (size for size in range(min(BLOCK_HEADS, N), 0, -1) if N % size == 0 and size * H % LANES == 0)
+    heads = next(sizes, N)
+    return (math.ceil(T / tokens), N // heads), tokens, heads
 
 
 def _specs(pl, tokens, heads, H):

@@ -30,8 +30,9 @@ def norm_rope(
     """`rms_norm` of every head, then each dimension pair (i, i + H/2) turned by its angle; float32 inside."""
     cos_BTC, sin_BTC = rotation
     if way == "kernel":
-        whole = (jnp.concatenate(halves, axis=-1) for halves in ((cos_BTC, cos_BTC), (-sin_BTC, sin_BTC)))
-        return norm_rope_kernel.norm_rope(x_BTNH, weight_H, *whole, epsilon)
+        cos_BTH = jnp.concatenate([cos_BTC, cos_BTC], axis=-1)
+        sin_BTH = jnp.concatenate([-sin_BTC, sin_BTC], axis=-1)
+        return norm_rope_kernel.norm_rope(x_BTNH, weight_H, cos_BTH, sin_BTH, epsilon)
     cos_BT1C, sin_BT1C = cos_BTC[:, :, None], sin_BTC[:, :, None]
     a, b = jnp.split(rms_norm(x_BTNH, weight_H, epsilon).astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([a * cos_BT1C - b * sin_BT1C, b * cos_BT1C + a * sin_BT1C], axis=-1)

@@ -11,7 +11,7 @@ loss                             one chunk's logits, their exponentials and grad
 
 import dataclasses
 
-from pomona.model.count import AT_WORK, REMAT, activation_bytes
+from pomona.model.count import AT_WORK, activation_bytes
 from pomona.plan.work import Layout, device_weights
 
 FLOAT32 = 4
@@ -47,7 +47,7 @@ def memory(layout: Layout) -> Memory:
     """The parts of one device's memory."""
     a, execution, tokens, shards = layout.run.architecture, layout.run.execution, layout.tokens, layout.model_shards
     w = device_weights(a, shards, layout.weight_shards)
-    policy = REMAT[execution.remat]
+    policy = layout.kept
     one_layer = w.layers_whole / a.num_layers
     held = (2 if layout.weight_shards > 1 else 1) + 1
     layers = max(held, a.num_layers + 1) if policy.keeps_weights else held

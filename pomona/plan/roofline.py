@@ -89,7 +89,7 @@ def memory_seconds(layout: Layout) -> float:
     """Bytes to and from HBM over its bandwidth."""
     a, n = layout.run.architecture, layout.micro_batches
     w = device_weights(a, layout.model_shards, layout.weight_shards)
-    policy = REMAT[layout.run.execution.remat]
+    policy = layout.kept
     anew = not policy.keeps_weights
     # Weights are gathered and read, read backward, their gradient written; gathered anew where they are not kept, and
     # read once more for products that are computed again.

@@ -9,8 +9,8 @@ from functools import cache
 
 from pomona.core.errors import UserError
 from pomona.core.fleet import Fleet
-from pomona.model.config import Architecture
-from pomona.model.count import REMAT, weights
+from pomona.model.config import Architecture, resolve
+from pomona.model.count import REMAT, TURNED_BY_HALVES, Remat, weights
 from pomona.parallel.config import check_divides, mesh_shape, shards
 from pomona.parallel.placement import check_slices
 from pomona.train.config import Run, Stage
@@ -47,6 +47,14 @@ class Layout:
     def token_shards(self) -> int:
         """Devices that share one sequence."""
         return shards("tokens", self.sizes)
+
+    @property
+    def kept(self) -> Remat:
+        """What each layer keeps for the backward pass."""
+        policy = REMAT[self.run.execution.remat]
+        platform = "tpu" if self.fleet.chip.torus_dimensions else "gpu"
+        halves = resolve(self.run.execution, platform).rotation == "split"
+        return TURNED_BY_HALVES if policy.keeps_weights and halves else policy
 
     @property
     def again(self) -> tuple[str, ...]:

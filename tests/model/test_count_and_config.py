@@ -63,7 +63,7 @@ def test_auto_is_decided_by_the_platform():
     assert resolve(Execution(), "tpu").attention == "splash"
     assert resolve(Execution(), "gpu").compute_dtype == "bfloat16"
     assert [resolve(Execution(), platform).rotation for platform in ("tpu", "gpu", "cpu")] == [
-        "product",
+        "kernel",
         *["split"] * 2,
     ]
     assert resolve(Execution(attention="reference"), "cpu") == Execution(

@@ -1,4 +1,5 @@
-"""The norm and rotary positions, both ways, against float64 NumPy: values by complex numbers, gradients by differences.
+"""The norm and rotary positions: by halves against float64 NumPy (values by complex numbers, gradients by differences),
+by the kernel, interpreted, against halves.
 
 Shapes: B batch, T tokens, N heads, H head, C = H / 2.
 """
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pomona.ops import norm_rope_kernel
 from pomona.ops.norm import rms_norm
 from pomona.ops.rope import norm_rope, rotation
 
@@ -45,26 +47,30 @@ def differences(function, x, step=1e-5):
     return gradient
 
 
-def ours(way, x, weight):
-    return norm_rope(x, weight, rotation(jnp.asarray(POSITIONS), x.shape[-1], BASE), EPSILON, way)
+def by_halves(x, weight, positions=POSITIONS):
+    return norm_rope(x, weight, rotation(jnp.asarray(positions), x.shape[-1], BASE), EPSILON, "split")
 
 
-@pytest.mark.parametrize("way", ["split", "product"])
-# float32: an angle of 4095 is rounded to 2e-4. bfloat16: eight bits, rounded once by a product and twice by halves.
+def by_kernel(x, weight, positions):
+    cos, sin = rotation(positions, x.shape[-1], BASE)
+    tables = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return norm_rope_kernel.norm_rope(x, weight, *tables, EPSILON, interpret=True)
+
+
+# float32: an angle of 4095 is rounded to 2e-4. bfloat16: eight bits, rounded by halves twice.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.bfloat16, 1 / 128)])
-def test_values(way, dtype, tolerance):
+def test_values_by_halves(dtype, tolerance):
     x, weight, _ = numbers(dtype)
-    out = ours(way, x, weight)
+    out = by_halves(x, weight)
     expected = by_complex_numbers(x, weight)
     assert out.dtype == dtype
     np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("way", ["split", "product"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.bfloat16, 1 / 64)])
-def test_gradients(way, dtype, tolerance):
+def test_gradients_by_halves(dtype, tolerance):
     x, weight, direction = numbers(dtype)
-    gradients = jax.vjp(lambda x, w: ours(way, x, w), x, weight)[1](direction)
+    gradients = jax.vjp(by_halves, x, weight)[1](direction)
     sums = lambda out: (out * np.asarray(direction, np.float64)).sum()
     expected = (
         differences(lambda x: sums(by_complex_numbers(x, weight)), x),
@@ -76,22 +82,40 @@ def test_gradients(way, dtype, tolerance):
         assert error < tolerance * np.abs(reference).max()
 
 
-def test_the_two_ways_agree_in_float32():
-    x, weight, direction = numbers()
-    split, product = (jax.vjp(lambda x, w: ours(way, x, w), x, weight) for way in ("split", "product"))
-    np.testing.assert_allclose(product[0], split[0], atol=2e-6)
-    for one, other in zip(product[1](direction), split[1](direction), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+# Heads of the AFM models, and numbers of tokens and heads that no whole number of blocks has.
+SHAPES = [(2, 256, 24, 128), (1, 512, 2, 128), (2, 300, 3, 128), (1, 5, 8, 128), (1, 259, 12, 64)]
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [(jnp.float32, "HIGHEST"), (jnp.bfloat16, "DEFAULT")])
-def test_the_product_is_exact_on_a_tpu_too(dtype, precision):
-    """By default a TPU rounds float32 operands to bfloat16, in the backward pass as well."""
-    x, weight, direction = numbers(dtype)
-    gradient = jax.jit(lambda x, dy: jax.vjp(lambda x: ours("product", x, weight), x)[1](dy))
-    program = gradient.trace(x, direction).lower(lowering_platforms=("tpu",)).as_text()
-    products = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", program)
-    assert products == [(precision, precision)] * 2
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernel_beside_halves_in_float32(shape, dtype):
+    """Of the same numbers: the kernel computes in float32 and rounds what it gives once."""
+    rng = np.random.default_rng(0)
+    x, weight, direction = (jnp.asarray(rng.normal(size=n), dtype) for n in (shape, shape[-1], shape))
+    positions = jnp.asarray(rng.integers(0, 4096, shape[:2]))
+    wide = [each.astype(jnp.float32) for each in (x, weight, direction)]
+    out, gradient = jax.vjp(lambda x, w: by_kernel(x, w, positions), x, weight)
+    expected, reference = jax.vjp(lambda x, w: by_halves(x, w, positions), *wide[:2])
+    rounding = 2e-6 if dtype == jnp.float32 else 1 / 256
+    for ours, theirs in zip((out, *gradient(direction)), (expected, *reference(wide[2])), strict=True):
+        assert ours.dtype == dtype and ours.shape == theirs.shape
+        error = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max()
+        assert error <= rounding * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_tpu_takes_the_kernel(shape):
+    """Lowering refuses blocks that are no whole vectors; a gradient has the kernel forward and backward."""
+    x, weight = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+    positions = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+
+    def gradient(x, weight, positions):
+        turned = lambda x, w: norm_rope(x, w, rotation(positions, shape[-1], BASE), EPSILON, "kernel")
+        out, back = jax.vjp(turned, x, weight)
+        return back(out)
+
+    program = jax.jit(gradient).trace(x, weight, positions).lower(lowering_platforms=("tpu",)).as_text()
+    assert sorted(re.findall(r'kernel_name = "(\w+)"', program)) == ["norm_rope", "norm_rope_backward"]
 
 
 def test_the_norm_alone():
