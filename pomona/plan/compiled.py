@@ -110,8 +110,8 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     assert stage.micro_batches
     shape = (stage.micro_batches, stage.batch_size // stage.micro_batches, stage.sequence_length)
     check_divides("the batch", shape, BATCH_AXES, mesh.shape)
-    rows = jax.ShapeDtypeStruct(shape, np.int32, sharding=rules.sharding(mesh, BATCH_AXES))
-    options = compiler_options(devices[0].device_kind, fleet.slices)
+    rows: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=rules.sharding(mesh, BATCH_AXES))
+    options: dict[str, str | bool] = {**compiler_options(devices[0].device_kind, fleet.slices)}
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         outputs = (shardings, rules.sharding(mesh, ()))

@@ -215,9 +215,7 @@ class _Walk:
             assert self.chip.clock_hz, f"the clock of {self.chip.name} is not public"
             return instruction.cycles / self.chip.clock_hz
         touched = [*self.program.operand_arrays(computation, instruction), *instruction.arrays]
-        if (
-            instruction.opcode == "dynamic-update-slice"
-        ):  # in place: only the slice moves
+        if instruction.opcode == "dynamic-update-slice":  # in place: only the slice moves
             buffer, update = touched[:2]
             touched = [update, dataclasses.replace(update, layout=buffer.layout)]
         traffic = sum(a.size_bytes for a in touched if not a.on_chip)

@@ -1,4 +1,5 @@
 """The parser of compiled programs, on modules written by hand after what libtpu prints."""
+# ruff: noqa: E501 - a line of a program is one line
 
 import pytest
 
@@ -106,8 +107,10 @@ def test_a_tuple_has_its_arrays_with_shapes_sizes_and_memory_spaces(lines):
 
 @pytest.mark.parametrize(
     ("layout", "on_chip"),
-    [("0:T(128)S(1)", True), ("0:T(128)S(3)", True), ("0:T(128)S(16)", True), ("0:T(128)S(0)", False)]
-    + [("0:T(128)S(5)", False), ("0:T(8,128)(2,1)", False), ("", False)],
+    [
+        *(("0:T(128)S(1)", True), ("0:T(128)S(3)", True), ("0:T(128)S(16)", True)),
+        *(("0:T(128)S(0)", False), ("0:T(128)S(5)", False), ("0:T(8,128)(2,1)", False), ("", False)),
+    ],
 )
 def test_hbm_and_the_hosts_memory_are_not_on_chip(layout, on_chip):
     assert Array("f32", (8,), layout).on_chip is on_chip

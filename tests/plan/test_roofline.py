@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from pomona.plan.published import LLAMA_70B, PUBLISHED
 
 from pomona.core.errors import UserError
 from pomona.core.fleet import parse_fleet
@@ -14,6 +13,7 @@ from pomona.model.presets import AFM_DEVICE, AFM_SERVER
 from pomona.parallel.config import AXES, MeshConfig
 from pomona.parallel.placement import check_slices, every_mesh, place_mesh
 from pomona.plan.estimate import estimate
+from pomona.plan.published import LLAMA_70B, PUBLISHED
 from pomona.plan.roofline import EFFICIENCY, collectives, terms
 from pomona.plan.work import lay_out
 from pomona.train.config import Run, Stage
