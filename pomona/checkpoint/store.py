@@ -142,16 +142,17 @@ def steps(folder: Path) -> list[int]:
 
 def restore(
     folder: Path,
-    abstract: dict[str, Any],
+    abstract: Callable[[int], dict[str, Any]],
     step: int | None = None,
     remote: Remote | None = None,
     remote_steps: Sequence[int] = (),
 ) -> Restored | None:
-    """Reads the newest sound checkpoint (or one step), as the abstract trees describe shapes, types and shardings.
+    """Reads the newest sound checkpoint (or one step), into the shapes, types and shardings of `abstract`.
 
     What the local folder lacks comes from the remote tier, and belongs to the folder from then on.
 
     Args:
+        abstract: the trees of a step, as `ShapeDtypeStruct`s; where arrays go may depend on it.
         remote_steps: what the remote tier holds; the same on all processes.
 
     Returns:
@@ -179,7 +180,7 @@ def restore(
         problem = problem or any_text(damage(path, jax.process_index(), jax.process_count()) or "")
         if not problem:
             try:
-                trees, about = _load(path, abstract)
+                trees, about = _load(path, abstract(candidate))
             except (OSError, ValueError, KeyError) as error:
                 problem = [*str(error).splitlines(), type(error).__name__][0][:200]
             problem = any_text(problem)

@@ -146,9 +146,28 @@ def configure(name: str, arguments: list[str], verb: str, description: str, also
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    default = recipe(name)()
+    default = with_parts(recipe(name)(), arguments)
     check_names(default, arguments, f"{verb} {name}", also)
     return parse(Run, kinds_first(default, arguments), f"{verb} {name}", default=default, description=description)
+
+
+def with_parts(config: Any, arguments: Collection[str], prefix: str = "--") -> Any:
+    """The config with every absent part that an argument sets a field of; only a part of one kind can come so."""
+    hints: dict[str, Any] = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, inside = getattr(config, field.name), f"{prefix}{field.name.replace('_', '-')}."
+        if not any(argument.replace("_", "-").startswith(inside) for argument in arguments):
+            continue
+        kinds: list[Any] = [kind for kind in get_args(hints[field.name]) if dataclasses.is_dataclass(kind)]
+        if value is None and len(kinds) == 1:
+            changes[field.name] = kinds[0]()
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = with_parts(value, arguments, inside)
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            items = enumerate(value)
+            changes[field.name] = tuple(with_parts(item, arguments, f"{inside}{index}.") for index, item in items)
+    return dataclasses.replace(config, **changes)
 
 
 def options(config: Any, prefix: str = "--") -> Iterator[str]:

@@ -10,8 +10,7 @@ from pomona.core.chips import GIB, figures
 from pomona.core.fleet import Fleet, describe, describe_shape
 from pomona.core.wording import amount, duration, energy, percent, seconds, usd
 from pomona.model.count import count_parameters, training_flops
-from pomona.parallel.placement import mesh_options
-from pomona.plan.answer import Answer
+from pomona.plan.answer import Answer, typed
 from pomona.plan.compare import Comparison, Plans
 from pomona.plan.estimate import Estimate
 from pomona.plan.memory import USABLE, usable_bytes
@@ -37,8 +36,6 @@ def show_answers(run: Run, fleet: Fleet, answers: Sequence[Answer]) -> None:
     _say_run(console, run, fleet)
     found = [each.estimate for each in answers if each.estimate]
     if found:
-        first = found[0].layout
-        console.print(f"mesh: {_mesh(found[0])}; remat {first.run.execution.remat}")
         console.print()
         console.print(_stage_table(found))
         _say_sums(console, found)
@@ -93,13 +90,7 @@ def show_search(
             )
         console.print(table)
         best = found[0]
-        console.print(
-            f"{duration(best.days)}, {usd(best.usd)}: {mesh_options(best.layout.sizes)} "
-            f"--execution.remat {best.layout.run.execution.remat}"
-            + f" --stages.{run.stages.index(stage)}.micro-batches {best.layout.micro_batches}"
-            * (best.layout.micro_batches > 1),
-            soft_wrap=True,
-        )
+        console.print(f"{duration(best.days)}, {usd(best.usd)}: {typed(best, stage, run)}", soft_wrap=True)
 
 
 def show_comparison(run: Run, stages: Sequence[Stage], chips: int, found: Sequence[Comparison]) -> None:
@@ -148,6 +139,8 @@ def _stage_table(found: Sequence[Estimate]) -> Table:
     def row(name: str, cell: Callable[[Estimate], str]) -> None:
         table.add_row(name, *map(cell, found))
 
+    row("mesh", _mesh)
+    row("remat", lambda e: e.layout.run.execution.remat)
     row("steps", lambda e: f"{e.layout.stage.steps:,}")
     row("batch, sequences x tokens", lambda e: f"{e.layout.stage.batch_size} x {e.layout.stage.sequence_length}")
     row("micro-batches", lambda e: str(e.layout.micro_batches))

@@ -17,7 +17,8 @@ already, training goes on after its newest sound checkpoint. `pomona train RECIP
 DESCRIPTION = """\
 {what}
 --run FOLDER is where it is trained, or goes on: runs/{name} by default. Another kind of a part, with settings of its
-own, is chosen as part:kind, as in optimizer:adam-w.
+own, is chosen as part:kind, as in optimizer:adam-w. A stage gets a mesh of its own by naming an axis of
+it: stages.0.mesh.seq, with two dashes before it.
 """
 
 

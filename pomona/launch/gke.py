@@ -16,9 +16,8 @@ from typing import Any
 from pomona.core.errors import PREEMPTED, USER_ERROR, UserError
 from pomona.core.fleet import Fleet, describe
 from pomona.launch.job import check_fits, check_name, train_command
-from pomona.parallel.config import mesh_shape
 from pomona.parallel.placement import check_slices
-from pomona.train.config import Run
+from pomona.train.config import Run, mesh_option, stage_sizes
 
 JOBSET_VERSION = "0.10"  # the first one whose failure policy reads messages
 CONTAINER = "train"
@@ -136,8 +135,10 @@ def check_gke(job: GkeJob, run: Run) -> None:
             f"GKE joins slices of several hosts only, so of more than {job.nodes.chips} chips.",
             f"one larger slice: --chips {job.fleet.chip.name}-N --slices 1",
         )
-    check_slices(mesh_shape(run.mesh, job.fleet.devices), job.fleet.slices)
-    check_fits(run, job.fleet.devices, "--mesh.seq {seq}, or {devices} devices")
+    for index in range(len(run.stages)):
+        sizes = stage_sizes(run, index, job.fleet.devices)
+        check_slices(sizes, job.fleet.slices, mesh_option(run, index))
+    check_fits(run, job.fleet.devices, "{mesh}.seq {seq}, or {devices} devices")
 
 
 def jobset(job: GkeJob) -> dict[str, Any]:

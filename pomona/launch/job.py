@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pomona.core.errors import UserError
 from pomona.core.files import write_text
-from pomona.parallel.config import mesh_shape, shards
-from pomona.train.config import Run, check_run
+from pomona.parallel.config import shards
+from pomona.train.config import Run, check_run, check_stage_mesh, mesh_option, stage_sizes
 
 LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
@@ -16,23 +16,30 @@ def check_fits(run: Run, devices: int, instead: str) -> None:
     """What can be seen to be wrong with this run on so many devices.
 
     Args:
-        instead: what to type where they cannot share a batch; {devices} of them could, or all with {seq} along seq.
+        instead: what to type where they cannot share a batch; {devices} of them could, or all with {seq} along the axis
+            {mesh}.seq.
 
     Raises:
-        UserError: the run itself, its mesh, or a batch that the devices cannot share.
+        UserError: the run itself, the mesh of a stage, or a batch that the devices cannot share.
     """
     check_run(run)
-    sizes = mesh_shape(run.mesh, devices)
-    parts = shards("batch", sizes)
-    batches = {stage.name: stage.batch_size // (stage.micro_batches or 1) for stage in run.stages}
-    possible = math.gcd(parts, *batches.values())
-    for name, sequences in batches.items():
-        if sequences % parts:
+    batches = [stage.batch_size // (stage.micro_batches or 1) for stage in run.stages]
+    for index, stage in enumerate(run.stages):
+        sizes = stage_sizes(run, index, devices)
+        parts = shards("batch", sizes)
+        together = [rows for rows, other in zip(batches, run.stages) if other.mesh == stage.mesh]
+        possible = math.gcd(parts, *together)
+        if batches[index] % parts:
             raise UserError(
-                f"{devices} devices share {sequences} sequences of stage {name!r} in {parts} parts.",
+                f"{devices} devices share {batches[index]} sequences of stage {stage.name!r} in {parts} parts.",
                 "the parts of a batch (or micro-batch) are equal.",
-                instead.format(devices=devices // parts * possible, seq=shards("tokens", sizes) * parts // possible),
+                instead.format(
+                    devices=devices // parts * possible,
+                    seq=shards("tokens", sizes) * parts // possible,
+                    mesh=mesh_option(run, index),
+                ),
             )
+        check_stage_mesh(run, index, devices)
 
 
 def train_command(recipe: str, run: str, settings: list[str]) -> list[str]:

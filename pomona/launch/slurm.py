@@ -86,7 +86,7 @@ def check_slurm(job: SlurmJob, run: Run) -> None:
             f"restarts are 0 or more; a checkpoint takes time; Slurm warns {LONGEST_SIGNAL_SECONDS} s ahead at most.",
             "--max-restarts 20 --grace-seconds 600",
         )
-    check_fits(run, job.fleet.devices, f"--chips {job.fleet.chip.name}-{{devices}}, or --mesh.seq {{seq}}")
+    check_fits(run, job.fleet.devices, f"--chips {job.fleet.chip.name}-{{devices}}, or {{mesh}}.seq {{seq}}")
 
 
 def render(job: SlurmJob, file: str) -> str:

@@ -42,8 +42,11 @@ class MeshConfig:
     """Shards of heads, feed-forward units and vocabulary."""
 
 
-def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
+def mesh_shape(config: MeshConfig, num_devices: int, option: str = "--mesh") -> dict[str, int]:
     """The size of every axis, -1 resolved.
+
+    Args:
+        option: what one types for this mesh, here and below: the run's own, or `--stages.2.mesh`.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices.
@@ -54,14 +57,15 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
         raise UserError(
             f"the mesh {_text(sizes)} is not a mesh.",
             "every axis is at least 1, and at most one is -1 (all devices that are left).",
-            "--mesh.data 1 --mesh.fsdp -1",
+            f"{option}.data 1 {option}.fsdp -1",
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if num_devices % fixed or (not free and fixed != num_devices):
         raise UserError(
             f"the mesh {_text(sizes)} does not fit {num_devices} device{'s' if num_devices > 1 else ''}.",
             f"the axes multiply to the number of devices; these fix {fixed}.",
-            f"sizes that divide {num_devices}, for instance --mesh.data 1 --mesh.fsdp -1 --mesh.seq 1 --mesh.tensor 1",
+            f"sizes that divide {num_devices}, for instance "
+            + " ".join(f"{option}.{axis} {-1 if axis == 'fsdp' else 1}" for axis in AXES),
         )
     return sizes | dict.fromkeys(free, num_devices // fixed)
 
@@ -71,7 +75,9 @@ def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
 
 
-def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> None:
+def check_divides(
+    name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[str, int], option: str = "--mesh"
+) -> None:
     """Checks that every sharded dimension splits evenly over a mesh with these axis sizes.
 
     Raises:
@@ -85,7 +91,7 @@ def check_divides(name: str, shape: Sequence[int], axes: Axes, sizes: Mapping[st
                 f"{axis!r} is sharded over the mesh axes {' and '.join(place)}: "
                 + ", ".join(f"{mesh_axis} {sizes[mesh_axis]}" for mesh_axis in place)
                 + ".",
-                f"--mesh.{place[-1]} N with N a divisor of {length}.",
+                f"{option}.{place[-1]} N with N a divisor of {length}.",
             )
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from pomona.core.errors import UserError
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
+from pomona.parallel.placement import check_slices
 
 MESSAGE_BYTES = 4096  # what processes tell each other is cut here
 NAME_BYTES = 64  # of a host's name
@@ -60,17 +61,35 @@ def _launched_together(environment: Mapping[str, str]) -> bool:
     return several or pod or "MEGASCALE_COORDINATOR_ADDRESS" in environment
 
 
-def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None, option: str = "--mesh") -> Mesh:
     """A mesh over `devices` (default: all) with explicit axes: a wrong layout is an error while tracing.
 
+    Neighbours on an axis are neighbours on the torus of a TPU slice; only the outermost axis crosses slices.
+
     Raises:
-        UserError: the configured sizes do not fit the number of devices.
+        UserError: the configured sizes do not fit the number of devices, or an inner axis would cross slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_shape(config, len(devices))
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
-    )
+    sizes, slices = mesh_shape(config, len(devices), option), num_slices(devices)
+    check_slices(sizes, slices, option)
+    shape = tuple(sizes[axis] for axis in AXES)
+    try:
+        placed = _placed(shape, slices, devices)
+    except (NotImplementedError, ValueError, AssertionError):  # no way to lay it on this torus: correct, only slower
+        placed = np.array(devices).reshape(shape)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices lie on; 1 elsewhere."""
+    return len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
+
+
+def _placed(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    inner, outer = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def any_process(flag: bool) -> bool:

@@ -49,7 +49,7 @@ class Groups:
     slices: Group  # and across slices
 
 
-def check_slices(sizes: Mapping[str, int], slices: int) -> None:
+def check_slices(sizes: Mapping[str, int], slices: int, option: str = "--mesh") -> None:
     """Checks that only copies of the model lie on different slices.
 
     Raises:
@@ -59,7 +59,7 @@ def check_slices(sizes: Mapping[str, int], slices: int) -> None:
         raise UserError(
             f"the mesh has data {sizes['data']} on {slices} slices.",
             "only data parallelism crosses slices, so their number divides that axis.",
-            f"--mesh.data {slices} --mesh.fsdp -1, or --search for the best mesh.",
+            f"{option}.data {slices} {option}.fsdp -1; `pomona plan RECIPE --search` finds the best mesh.",
         )
 
 
@@ -73,9 +73,9 @@ def every_mesh(num_devices: int, slices: int) -> Iterator[MeshConfig]:
                 yield MeshConfig(data=data, fsdp=num_devices // data // tensor // seq, seq=seq, tensor=tensor)
 
 
-def mesh_options(sizes: Mapping[str, int]) -> str:
+def mesh_options(sizes: Mapping[str, int], option: str = "--mesh") -> str:
     """What one types for a mesh."""
-    return " ".join(f"--mesh.{axis} {sizes[axis]}" for axis in AXES)
+    return " ".join(f"{option}.{axis} {sizes[axis]}" for axis in AXES)
 
 
 def place_mesh(fleet: Fleet, sizes: Mapping[str, int]) -> Groups:

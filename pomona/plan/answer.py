@@ -8,7 +8,7 @@ from pomona.parallel.placement import mesh_options
 from pomona.plan.estimate import Estimate, estimate
 from pomona.plan.search import more_chips, same_mesh, search
 from pomona.plan.work import lay_out
-from pomona.train.config import Run, Stage
+from pomona.train.config import Run, Stage, mesh_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,5 +66,6 @@ def changes(
 def typed(e: Estimate, stage: Stage, run: Run) -> str:
     """The options that make a run this one."""
     layout, index = e.layout, run.stages.index(stage)
+    remat = "--execution.remat" if stage.remat is None else f"--stages.{index}.remat"
     micro = f" --stages.{index}.micro-batches {layout.micro_batches}" if layout.micro_batches > 1 else ""
-    return f"{mesh_options(layout.sizes)} --execution.remat {layout.run.execution.remat}{micro}"
+    return f"{mesh_options(layout.sizes, mesh_option(run, index))} {remat} {layout.run.execution.remat}{micro}"

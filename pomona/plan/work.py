@@ -11,9 +11,9 @@ from pomona.core.errors import UserError
 from pomona.core.fleet import Fleet
 from pomona.model.config import Architecture, resolve
 from pomona.model.count import REMAT, TURNED_BY_HALVES, Remat, weights
-from pomona.parallel.config import check_divides, mesh_shape, shards
+from pomona.parallel.config import shards
 from pomona.parallel.placement import check_slices
-from pomona.train.config import Run, Stage
+from pomona.train.config import Run, Stage, at_stage, check_stage_mesh, mesh_option, stage_sizes
 
 FUSED_ATTENTION = ("auto", "splash", "cudnn")
 
@@ -23,6 +23,7 @@ class Layout:
     """A stage of a run on a mesh, and how often each dimension is cut."""
 
     run: Run
+    """With the mesh and the policy that are laid out as its own."""
     stage: Stage
     fleet: Fleet
     sizes: Mapping[str, int]
@@ -96,20 +97,17 @@ def device_weights(a: Architecture, model_shards: int, weight_shards: int) -> De
 
 
 def lay_out(run: Run, stage: Stage, fleet: Fleet) -> Layout:
-    """The stage on the run's own mesh.
+    """A stage of the run on its own mesh.
 
     Raises:
         UserError: a dimension does not divide over the mesh, or an axis other than data would cross slices.
     """
     check_counted(run)
-    sizes = mesh_shape(run.mesh, fleet.devices)
-    check_slices(sizes, fleet.slices)
-    for weight in weights(run.architecture):
-        check_divides(weight.name, weight.shape, weight.axes, sizes)
-    layout = Layout(run, stage, fleet, sizes)
-    rows = stage.batch_size // layout.micro_batches
-    check_divides(f"the batch of stage {stage.name!r}", (rows, stage.sequence_length), ("batch", "tokens"), sizes)
-    return layout
+    index = run.stages.index(stage)
+    sizes = stage_sizes(run, index, fleet.devices)
+    check_slices(sizes, fleet.slices, mesh_option(run, index))
+    check_stage_mesh(run, index, fleet.devices)
+    return Layout(at_stage(run, index), stage, fleet, sizes)
 
 
 def check_counted(run: Run) -> None:

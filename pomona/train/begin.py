@@ -20,7 +20,7 @@ from pomona.metrics.goodput import Account, account
 from pomona.metrics.records import drop_after, read_records
 from pomona.parallel.mesh import any_text, same_fate
 from pomona.train import rollback
-from pomona.train.config import Run
+from pomona.train.config import Run, stage_after
 from pomona.train.rollback import Rollback, Trend
 from pomona.train.session import Place
 from pomona.train.state import TrainState, abstract_state, create_state, state_shardings
@@ -59,7 +59,9 @@ def begin(place: Place) -> Beginning:
     # What the first process sees holds for all, for the others may see a shared disk a moment later.
     rollbacks = rollback.from_json(json.loads(any_text(json.dumps(rollback.to_json(rollbacks)) if place.leads else "")))
     remote_steps = tuple(json.loads(any_text(json.dumps(sorted(far)[-MOST_STEPS:]) if place.leads else "")))
-    found = restore(folder.checkpoints, abstract_state(run, place.mesh).trees(), None, remote, remote_steps)
+    # The arrays go straight to where the next step wants them.
+    abstract = lambda step: abstract_state(run, place.meshes[stage_after(run, step)]).trees()
+    found = restore(folder.checkpoints, abstract, None, remote, remote_steps)
     with same_fate():
         if place.leads and found:
             _tidy(place, found)
@@ -69,8 +71,9 @@ def begin(place: Place) -> Beginning:
         if place.leads:
             drop_after(folder.metrics, found.step if found else -1)
     if found is None:
-        shardings = state_shardings(run, place.mesh)
-        state = jax.jit(lambda: create_state(run), out_shardings=shardings)()
+        shardings = state_shardings(run, place.meshes[0])
+        with jax.set_mesh(place.meshes[0]):
+            state = jax.jit(lambda: create_state(run), out_shardings=shardings)()
         return Beginning(state, 0, rollbacks, Trend(), 0.0, None, remote_steps)
     about = found.about
     return Beginning(
@@ -86,7 +89,7 @@ def begin(place: Place) -> Beginning:
 
 def announce(place: Place, begun: Beginning) -> tuple[Account, Any]:
     """Says and records where training begins; returns the run's account and the TensorBoard writer, or None."""
-    step, devices = begun.step, len(place.mesh.devices.flat)
+    step, devices = begun.step, jax.device_count()
     if step:
         place.live.message(f"resuming after step {step}")
         kept = {"began_seconds": begun.began_seconds, "kept_seconds": begun.kept_seconds}

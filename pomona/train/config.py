@@ -1,14 +1,19 @@
 """A whole training run as data: what recipes return and `config.json` holds. No JAX."""
 
 import dataclasses
+import itertools
+from typing import Annotated
+
+import tyro
 
 from pomona.checkpoint.config import CheckpointConfig, check_checkpoint
 from pomona.core.errors import UserError
 from pomona.data.config import DataConfig, Weight, check_data
 from pomona.metrics.config import MetricsConfig
 from pomona.model.config import Architecture, Execution, RematPolicy, check_architecture, resolve
+from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
-from pomona.parallel.config import MeshConfig
+from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
 from pomona.train.fault_config import FaultConfig, check_faults
 
 CPU_MICRO_BATCH_TOKENS = 1024
@@ -27,7 +32,7 @@ class Stage:
     rope_base: float = 500_000.0
     mixture: tuple[Weight, ...] = ()
     """Weights of the sources in this stage; the sources' own where empty."""
-    mesh: MeshConfig | None = None
+    mesh: Annotated[MeshConfig | None, tyro.conf.AvoidSubcommands] = None  # or it would be a kind, as optimizers are
     """The stage's own mesh; the run's where absent. A longer sequence is spread over more devices."""
     remat: RematPolicy | None = None
     """What the stage recomputes; the execution's where absent."""
@@ -78,6 +83,12 @@ def total_tokens(run: Run) -> int:
     return sum(stage.steps * stage.batch_tokens for stage in run.stages)
 
 
+def stage_after(run: Run, step: int) -> int:
+    """The index of the stage that goes on after so many steps; of the last one when all are done."""
+    ends = itertools.accumulate(stage.steps for stage in run.stages)
+    return next((index for index, end in enumerate(ends) if step < end), len(run.stages) - 1)
+
+
 def at_stage(run: Run, index: int) -> Run:
     """The same run with the mesh and the recomputation of one of its stages as its own."""
     stage = run.stages[index]
@@ -85,13 +96,45 @@ def at_stage(run: Run, index: int) -> Run:
     return dataclasses.replace(run, mesh=stage.mesh or run.mesh, execution=execution)
 
 
-def decide(run: Run, platform: str, num_devices: int, batch_shards: int) -> Run:
+def mesh_option(run: Run, index: int) -> str:
+    """What one types for the mesh of a stage."""
+    return "--mesh" if run.stages[index].mesh is None else f"--stages.{index}.mesh"
+
+
+def stage_sizes(run: Run, index: int, num_devices: int) -> dict[str, int]:
+    """The size of every axis of a stage's mesh.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    return mesh_shape(at_stage(run, index).mesh, num_devices, mesh_option(run, index))
+
+
+def check_stage_mesh(run: Run, index: int, num_devices: int) -> None:
+    """Checks that a stage can be laid on its mesh.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices, or a weight or the batch does not divide.
+    """
+    sizes, option = stage_sizes(run, index, num_devices), mesh_option(run, index)
+    for weight in weights(run.architecture):
+        check_divides(weight.name, weight.shape, weight.axes, sizes, option)
+    stage = run.stages[index]
+    rows = stage.batch_size // (stage.micro_batches or 1)
+    name = f"the batch of stage {stage.name!r}"
+    check_divides(name, (rows, stage.sequence_length), ("batch", "tokens"), sizes, option)
+
+
+def decide(run: Run, platform: str, num_devices: int) -> Run:
     """The same run with every choice made that is left to the devices.
 
-    Args:
-        batch_shards: how many devices the sequences of a batch are spread over.
+    Raises:
+        UserError: a mesh or another choice that these devices do not have.
     """
-    stages = (dataclasses.replace(s, micro_batches=_micro_batches(s, platform, batch_shards)) for s in run.stages)
+    stages = []
+    for index, stage in enumerate(run.stages):
+        batch_shards = shards("batch", stage_sizes(run, index, num_devices))
+        stages.append(dataclasses.replace(stage, micro_batches=_micro_batches(stage, platform, batch_shards)))
     execution = resolve(run.execution, platform, num_devices)
     return dataclasses.replace(run, stages=tuple(stages), execution=execution)
 

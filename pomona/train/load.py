@@ -44,7 +44,7 @@ def load_model(path: Path, step: int | None = None) -> Model:
     run = read_config(folder, Run)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(parameter_specs(run.architecture)))
-    found = restore(folder.checkpoints, {"params": shapes}, step)
+    found = restore(folder.checkpoints, lambda _: {"params": shapes}, step)
     if found is None:
         raise UserError(
             f"{path} has no checkpoint yet.",

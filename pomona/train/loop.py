@@ -25,10 +25,20 @@ from pomona.metrics.rates import Meter, Work
 from pomona.model.count import training_flops
 from pomona.optim.build import start_stage
 from pomona.parallel import rules
-from pomona.parallel.config import shards
-from pomona.parallel.mesh import build_mesh, gather, host_names, same_fate, start_processes
+from pomona.parallel.compiler import compiler_options
+from pomona.parallel.mesh import build_mesh, gather, host_names, num_slices, same_fate, start_processes
 from pomona.train.begin import announce, begin, check_remote, check_shared, evaluations, open_courier
-from pomona.train.config import Run, Stage, check_run, decide, total_steps
+from pomona.train.config import (
+    Run,
+    Stage,
+    at_stage,
+    check_run,
+    check_stage_mesh,
+    decide,
+    mesh_option,
+    stage_after,
+    total_steps,
+)
 from pomona.train.corruption import CorruptionCheck
 from pomona.train.endings import check_delivered, roll_back, save
 from pomona.train.evaluate import HeldOut, evaluate
@@ -37,7 +47,7 @@ from pomona.train.flight import About, Flight
 from pomona.train.rollback import LossWatch, RollBack, passed_over
 from pomona.train.session import Place, Session
 from pomona.train.signals import stop_requests
-from pomona.train.state import TrainState, state_shardings
+from pomona.train.state import TrainState, move, state_shardings
 from pomona.train.step import evaluation_step, train_step
 from pomona.train.watchdog import Watchdog
 
@@ -57,12 +67,12 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
     """
     check_run(run)
     start_processes()
-    mesh = build_mesh(run.mesh)
-    devices = mesh.devices.flat
-    asked, run = run, decide(run, devices[0].platform, len(devices), shards("batch", mesh.shape))
-    state_shardings(run, mesh)  # an impossible mesh is found before anything is written
-    for stage in run.stages:
-        Feed(mesh, stage)
+    devices = jax.devices()
+    asked, run = run, decide(run, devices[0].platform, len(devices))
+    meshes = []
+    for index in range(len(run.stages)):  # an impossible mesh is found before anything is written
+        check_stage_mesh(run, index, len(devices))
+        meshes.append(build_mesh(at_stage(run, index).mesh, devices, mesh_option(run, index)))
     folder, leads = RunFolder(path), jax.process_index() == 0
     live = live or Live(total_steps(run), silent=not leads)
     with same_fate():
@@ -80,12 +90,12 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
             _keep_tokenizer(prepared, folder)
     stalled = lambda: record_event(folder, "stalled", process=jax.process_index())
     with (
-        jax.set_mesh(mesh),
         stop_requests() as stop,
         Watchdog(run.stall_seconds, stalled) as watchdog,
         live,
     ):
-        place = Place(run, asked, folder, mesh, prepared, live, watchdog, stop, hosts, collections.Counter())
+        counter = collections.Counter[str]()
+        place = Place(run, asked, folder, tuple(meshes), prepared, live, watchdog, stop, hosts, counter)
         while (result := _go_on(place)) is None:
             pass  # rolled back
         return result
@@ -131,32 +141,32 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
     run, total = session.run, total_steps(session.run)
     before: dict[str, float] = {}
     after: dict[str, float] = {}
-    first = 0
-    for index, stage in enumerate(run.stages):
-        last = first + stage.steps
-        if done < last or index == len(run.stages) - 1:
+    for index in range(stage_after(run, done), len(run.stages)):
+        stage, first = run.stages[index], sum(stage.steps for stage in run.stages[:index])
+        with jax.set_mesh(session.meshes[index]):
+            session.watchdog.compiling()
+            state = move(state, run, session.meshes[index])
             if done == first and index > 0:
                 state = TrainState(state.params, start_stage(state.optimizer))
                 session.watch.start_stage()
-            heldout = _held_out(session, stage)
+            heldout = _held_out(session, index)
             if done == first == 0:
                 bits = evaluate(state.params, heldout)["bits_per_byte"]
                 session.live.message(f"{bits:.3f} bits per byte on held-out text before training")
                 session.record({"step": 0, "stage": stage.name, "bits_per_byte": bits})
                 before = {"bits_per_byte_before": bits}
-            if done < last:
+            if done < first + stage.steps:
                 state = _run_stage(session, state, index, first, done, heldout)
-                done = last
+                done = first + stage.steps
             if done == total:
                 after = evaluate(state.params, heldout)
                 session.record({"step": total, "stage": stage.name, **after})
-        first = last
     return before | after
 
 
 def _run_stage(session: Session, state: TrainState, index: int, first: int, done: int, heldout: HeldOut) -> TrainState:
     """The steps of one stage after `done`; the stage's own first step is `first`."""
-    run, stage, mesh = session.run, session.run.stages[index], session.mesh
+    run, stage, mesh = session.run, session.run.stages[index], session.meshes[index]
     last = first + stage.steps
     batches = _batches(run, session.prepared, index, passed_over(session.rollbacks, first, stage.steps))
     feed = Feed(mesh, stage)
@@ -205,9 +215,14 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
 
 def _compiled(session: Session, index: int) -> tuple[Callable[..., Any], CorruptionCheck]:
     """The step of a stage, which overwrites the state it is given, and what computes it twice now and then."""
-    run, mesh, shardings = session.run, session.mesh, state_shardings(session.run, session.mesh)
-    out = shardings, rules.sharding(mesh, ())
-    function = jax.jit(train_step(run, index), donate_argnums=0, out_shardings=out)
+    run, mesh = session.run, session.meshes[index]
+    shardings, devices = state_shardings(run, mesh), list(mesh.devices.flat)
+    function = jax.jit(
+        train_step(run, index),
+        donate_argnums=0,
+        out_shardings=(shardings, rules.sharding(mesh, ())),
+        compiler_options=compiler_options(devices[0].device_kind, num_slices(devices)) or None,
+    )
     told = session.hosts, session.corruptions, session.report_corruption
     return function, CorruptionCheck(run.faults, mesh, shardings, *told)
 
@@ -253,14 +268,14 @@ def _loss(about: dict[str, float]) -> float:
     return about["loss"] if math.isfinite(about["gradient_norm"]) else math.nan
 
 
-def _held_out(session: Session, stage: Stage) -> HeldOut:
-    run, mesh = session.run, session.mesh
+def _held_out(session: Session, index: int) -> HeldOut:
+    run, stage = session.run, session.run.stages[index]
     token_bytes = load_tokenizer(session.prepared.tokenizer).token_bytes()
     return HeldOut(
         batches=heldout_batches(session.prepared, stage.sequence_length, stage.batch_size, run.evaluation.max_batches),
         token_bytes=token_bytes,
-        feed=Feed(mesh, stage),
-        step=jax.jit(evaluation_step(run, stage)),
+        feed=Feed(session.meshes[index], stage),
+        step=jax.jit(evaluation_step(run, index)),
     )
 
 

@@ -32,7 +32,7 @@ class Place:
     run: Run  # decided
     asked: Run  # as it was typed
     folder: RunFolder
-    mesh: Mesh
+    meshes: tuple[Mesh, ...]  # of the stages
     prepared: Prepared
     live: Live
     watchdog: Watchdog

@@ -6,12 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from pomona.model.config import Architecture
 from pomona.model.decoder import Decoder, parameter_specs
-from pomona.model.spec import abstract, initialize, is_spec, map_specs
+from pomona.model.spec import abstract, initialize, map_specs
 from pomona.optim import build as optim
 from pomona.parallel import rules
-from pomona.parallel.config import check_divides
 from pomona.train.config import Run
 
 
@@ -43,22 +41,17 @@ def stage_optimizer(run: Run, stage: int) -> Any:
 
 def state_shardings(run: Run, mesh: Mesh) -> TrainState:
     """A tree like the state of `NamedSharding`s: moments lie where their parameters lie, counters everywhere."""
-    params = parameter_shardings(run.architecture, mesh)
+    params = map_specs(lambda spec: rules.sharding(mesh, spec.axes), parameter_specs(run.architecture))
     abstract_params = abstract(parameter_specs(run.architecture))
     everywhere = rules.sharding(mesh, ())
     return TrainState(params, optim.state_shardings(stage_optimizer(run, 0), abstract_params, params, everywhere))
 
 
-def parameter_shardings(architecture: Architecture, mesh: Mesh) -> Decoder:
-    """Where each parameter lies.
-
-    Raises:
-        UserError: a dimension does not divide over the mesh.
-    """
-    specs = parameter_specs(architecture)
-    for path, spec in jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)[0]:
-        check_divides(jax.tree_util.keystr(path, simple=True, separator="."), spec.shape, spec.axes, mesh.shape)
-    return map_specs(lambda spec: rules.sharding(mesh, spec.axes), specs)
+def move(state: TrainState, run: Run, mesh: Mesh) -> TrainState:
+    """The state on a mesh of the same devices; what it was elsewhere is freed leaf by leaf."""
+    if state.params.final_norm.sharding.mesh == mesh:
+        return state
+    return jax.device_put(state, state_shardings(run, mesh), donate=True)
 
 
 def abstract_state(run: Run, mesh: Mesh) -> TrainState:

@@ -12,7 +12,7 @@ import optax
 
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.optim.build import measure
-from pomona.train.config import Run, Stage
+from pomona.train.config import Run, at_stage
 from pomona.train.state import TrainState, stage_optimizer
 
 BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
@@ -20,7 +20,7 @@ BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
 
 def train_step(run: Run, index: int) -> Callable[[TrainState, TokenBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step of stage `index` of a decided run: (state, batch of [A, B, T]) -> (new state, float32 scalars)."""
-    stage = run.stages[index]
+    run, stage = at_stage(run, index), run.stages[index]
     optimizer = stage_optimizer(run, index)
 
     def loss(params: Any, batch: TokenBatch, total_tokens: jax.Array) -> tuple[jax.Array, LossSums]:
@@ -54,8 +54,9 @@ def train_step(run: Run, index: int) -> Callable[[TrainState, TokenBatch], tuple
     return step
 
 
-def evaluation_step(run: Run, stage: Stage) -> Callable[[Any, TokenBatch], jax.Array]:
-    """A function (parameters, batch of [A, B, T]) -> the sum of nats over the batch's targets."""
+def evaluation_step(run: Run, index: int) -> Callable[[Any, TokenBatch], jax.Array]:
+    """In stage `index`, a function (parameters, batch of [A, B, T]) -> the sum of nats over the batch's targets."""
+    run, stage = at_stage(run, index), run.stages[index]
 
     def step(params: Any, batch: TokenBatch) -> jax.Array:
         def nats(micro: TokenBatch) -> jax.Array:

@@ -14,6 +14,7 @@ from pomona.cli.parse import options
 from pomona.cli.train_verb import resolve
 from pomona.core.config import to_json
 from pomona.optim.config import AdamW
+from pomona.parallel.config import MeshConfig
 from pomona.recipes.registry import RECIPES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -62,6 +63,17 @@ MISTAKES = {
     "unknown recipe": (["train", "tinny"], "tinny", "tiny"),
     "misspelt override": (["train", "tiny", "--stages.0.step", "3"], "--stages.0.step", "--stages.0.steps"),
     "a word for a number": (["train", "tiny", "--stages.0.steps", "many"], "many", "--help"),
+    "a misspelt axis of a stage's mesh": (
+        ["train", "tiny", "--stages.0.mesh.fdsp", "2"],
+        "--stages.0.mesh.fdsp",
+        "--stages.0.mesh.fsdp",
+    ),
+    "an impossible mesh of a stage": (
+        ["train", "tiny", "--stages.0.mesh.tensor", "3"],
+        "tensor 3",
+        "--stages.0.mesh.data 1",
+    ),
+    "a mesh of a stage for a setting": (["train", "tiny", "--stages.0.mesh", "2"], "--stages.0.mesh", "--help"),
     "a part for a setting": (["train", "tiny", "--optimizer", "adamw"], "--optimizer is a part", "optimizer:adam-w"),
     "a field of the other kind": (["train", "tiny", "--optimizer.epsilon", "1"], "--optimizer.epsilon", "--help"),
     "a stray word": (["train", "tiny", "fast"], "fast", "--help"),
@@ -252,6 +264,8 @@ def test_overrides_reach_every_kind_of_field():
         other, _ = resolve("tiny", arguments)
         assert (other.optimizer, other.seed) == (AdamW(epsilon=0.5), 3)
         assert other.stages == resolve("tiny", [])[0].stages
+    one, _ = resolve("tiny", ["--stages.0.mesh.seq", "2", "--stages.0.remat=full"])
+    assert (one.stages[0].mesh, one.stages[0].remat, one.mesh) == (MeshConfig(seq=2), "full", MeshConfig())
     mixed, _ = resolve("afm_server", ["--stages.1.mixture.0.weight", "0.5", "--stages.2.batch_size=64"])
     assert (mixed.stages[1].mixture[0].weight, mixed.stages[2].batch_size) == (0.5, 64)
 

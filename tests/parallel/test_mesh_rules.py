@@ -1,5 +1,8 @@
 """The mesh's shape and the table from logical to mesh axes."""
 
+import dataclasses
+import itertools
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -24,6 +27,47 @@ def test_axes_run_from_outermost_to_innermost():
     mesh = build_mesh(MeshConfig(data=2, fsdp=1, seq=2, tensor=2))
     assert mesh.axis_names == AXES
     assert [d.id for d in mesh.devices[0, 0, 0]] == [0, 1]  # tensor neighbours are neighbours
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX says of a device of a TPU slice with a three-dimensional torus."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    device_kind: str = "TPU v4"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def slices(count, shape):
+    places = itertools.product(range(count), *map(range, shape))
+    return [Chip(number, tuple(coords), index) for number, (index, *coords) in enumerate(places)]
+
+
+def test_only_the_outermost_axis_crosses_slices():
+    mesh = build_mesh(MeshConfig(data=4, fsdp=-1, seq=2), slices(2, (4, 4, 4)))
+    assert mesh.devices.shape == (4, 16, 2, 1)
+    of_copy = [{chip.slice_index for chip in copy.flat} for copy in mesh.devices]
+    assert of_copy == [{0}, {0}, {1}, {1}]
+    assert len(set(mesh.devices.flat)) == 128
+    with pytest.raises(UserError, match="data 1 on 2 slices") as caught:
+        build_mesh(MeshConfig(), slices(2, (4, 4, 4)), "--stages.1.mesh")
+    assert "--stages.1.mesh.data 2" in caught.value.fix
+
+
+def test_an_axis_lies_on_whole_dimensions_of_the_torus_where_it_can():
+    mesh = build_mesh(MeshConfig(data=4, fsdp=16), slices(1, (4, 4, 4)))
+    for copy in mesh.devices:
+        assert sorted(len({chip.coords[i] for chip in copy.flat}) for i in range(3)) == [1, 4, 4]
+
+
+def test_a_mesh_that_fits_no_torus_is_laid_in_the_order_of_devices():
+    odd = slices(1, (4, 4, 4))[:24]  # no box
+    mesh = build_mesh(MeshConfig(data=3, fsdp=8), odd)
+    assert list(mesh.devices.flat) == odd
 
 
 def test_size_one_axes_leave_no_trace():

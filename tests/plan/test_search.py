@@ -38,11 +38,12 @@ def everything(run, stage, fleet):
         mesh = MeshConfig(data=data, fsdp=fsdp, seq=seq, tensor=tensor)
         for policy in REMAT:
             for micro_batches in range(1, stage.batch_size + 1):
-                tried = dataclasses.replace(run, mesh=mesh, execution=Execution(remat=policy))
+                cut = dataclasses.replace(stage, micro_batches=micro_batches)
+                tried = dataclasses.replace(run, stages=(cut,), mesh=mesh, execution=Execution(remat=policy))
                 if stage.batch_size % micro_batches:
                     continue
                 try:
-                    layout = lay_out(tried, dataclasses.replace(stage, micro_batches=micro_batches), fleet)
+                    layout = lay_out(tried, cut, fleet)
                 except UserError:
                     continue
                 yield estimate(layout, 1.0)

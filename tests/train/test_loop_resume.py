@@ -165,7 +165,10 @@ def test_a_diverged_run_names_its_steps_and_counts_the_skipped(cache, tmp_path):
 BAD_STARTS = {
     "mesh": ({"mesh": MeshConfig(tensor=3)}, "does not fit 8 devices"),
     "heads": ({"mesh": MeshConfig(tensor=4)}, "'kv_heads', which does not divide over 4"),
-    "batch": ({"stages": (Stage("core", 4, 4, 32, Schedule(warmup_steps=1)),)}, "the batch has 4 along 'batch'"),
+    "batch": (
+        {"stages": (Stage("core", 4, 4, 32, Schedule(warmup_steps=1)),)},
+        "the batch of stage 'core' has 4 along 'batch'",
+    ),
     "small": ({"stages": (Stage("core", 4, 4096, 64, Schedule(warmup_steps=1)),)}, "smaller than one batch"),
     "steps": ({"stages": (Stage("core", 0, 8, 32),)}, "each is at least 1"),
     "stages": ({"stages": ()}, "has no stages"),

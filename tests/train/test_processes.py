@@ -57,7 +57,7 @@ def state(folder, cache, step):
     """Every array of a checkpoint, whoever wrote it."""
     run = small_run(cache)
     mesh = build_mesh(run.mesh, jax.devices()[:2])
-    trees = restore(folder / "checkpoints", abstract_state(run, mesh).trees(), step).trees
+    trees = restore(folder / "checkpoints", lambda _: abstract_state(run, mesh).trees(), step).trees
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(trees)}
 
 
@@ -78,6 +78,23 @@ def test_two_processes_stop_together_go_on_and_make_the_run_of_one(cache, tmp_pa
     np.testing.assert_allclose(losses(run), losses(one), atol=1e-5)
     ours, expected = state(run, cache, 14), state(one, cache, 14)
     assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+TWO_STAGES = changed(
+    "stages=tuple(dataclasses.replace(old(cache).stages[0], steps=7, mesh=mesh) for mesh in "
+    "(MeshConfig(), MeshConfig(data=2, fsdp=1)))"
+)
+
+
+def test_a_later_mesh_takes_shards_from_other_processes(cache, tmp_path):
+    """From halves of each weight to copies: each process gets what the other has."""
+    hook = "from pomona.parallel.config import MeshConfig\n" + TWO_STAGES
+    alone = start(tmp_path / "alone", cache, devices=2, hook=hook)
+    first, second = start_two(tmp_path / "run", cache, hook)
+    assert [each.returncode for each in (alone, first, second)] == [0, 0, 0], first.stderr + second.stderr
+    ours, expected = state(tmp_path / "run", cache, 14), state(tmp_path / "alone", cache, 14)
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
