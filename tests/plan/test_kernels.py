@@ -1,4 +1,4 @@
-"""Times of Pallas kernels: splash's blocks beside a count over the causal mask, others by what they were written with."""
+"""Times of Pallas kernels: splash by a count of blocks under the causal mask, others by what they were written with."""
 
 import numpy as np
 import pytest
