@@ -61,18 +61,27 @@ def transfer(instruction: Instruction, operand_bytes: int, places: Places, scatt
         scatters: an all-reduce of which each device keeps its own part: XLA's form of a reduce-scatter.
     """
     kind = "reduce-scatter" if scatters else next(kind for kind in KINDS if instruction.opcode.startswith(kind))
-    arrays = instruction.arrays
-    if instruction.opcode.endswith("-start") and len(arrays) > 1:  # (operands, results, ...)
-        result_bytes = max(array.size_bytes for array in arrays)
-    else:
-        result_bytes = instruction.result_bytes
+    result_bytes = instruction.result_bytes
+    if instruction.opcode.endswith("-start") and result_bytes > operand_bytes:
+        result_bytes -= operand_bytes  # (operands, results, ...); of an all-reduce only the results
     size = max(result_bytes, operand_bytes)
-    members = (
-        permuted_pair(instruction.text)
-        if kind == "collective-permute"
-        else first_group(instruction.text, len(places.table))
-    )
-    return _timed(kind, size, members, places)
+    if kind == "collective-permute":
+        return _permuted(size, permuted_pairs(instruction.text), places)
+    return _timed(kind, size, first_group(instruction.text, len(places.table)), places)
+
+
+def rendezvous(instruction: Instruction) -> str:
+    """The name by which a `send` to the hosts of other slices and its `recv` know each other."""
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.text)
+    return f"rendezvous {found[1]}" if found else instruction.name
+
+
+def slice_transfer(send: Instruction, places: Places) -> Transfer:
+    """What a `send` to the hosts of other slices costs: one chip's part of a collective among all slices."""
+    found = re.search(r'_xla_megascale_transfer_type="([A-Z_]+)"', send.text)
+    kind = found[1].lower().replace("_", "-") if found else "all-reduce"
+    same_place = (places.table[:, 1:] == places.table[0, 1:]).all(axis=1)
+    return _timed(kind, send.arrays[0].size_bytes, tuple(np.flatnonzero(same_place).tolist()), places)
 
 
 def first_group(text: str, devices: int) -> tuple[int, ...]:
@@ -82,38 +91,51 @@ def first_group(text: str, devices: int) -> tuple[int, ...]:
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         order = _iota(found[2], found[3])
         return tuple(order.reshape(_numbers(found[1]))[0].tolist())
-    if found := re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", text
-    ):
+    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{(.*?)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        order = _iota(found[2], found[3]) if found[2] else np.arange(math.prod(sizes.values()))
-        return _along(order.reshape(tuple(sizes.values())), list(sizes), found[4])
+        order = _device_order(found[2] or f"[{math.prod(sizes.values())}]")
+        return _along(order.reshape(tuple(sizes.values())), list(sizes), found[3])
     return tuple(range(devices))  # no groups: all devices are one
 
 
-def permuted_pair(text: str) -> tuple[int, ...]:
-    """The longest-looking of a permutation's pairs: source and target."""
-    pairs = re.findall(r"\{(\d+),(\d+)\}", text.split("source_target_pairs=", 1)[-1].split("}}", 1)[0] + "}")
-    return tuple(map(int, pairs[0])) if pairs else (0,)
+def permuted_pairs(text: str) -> list[tuple[int, int]]:
+    """A permutation's pairs of source and target."""
+    listed = text.split("source_target_pairs=", 1)[-1].split("}}", 1)[0] + "}"
+    return [(int(source), int(target)) for source, target in re.findall(r"\{(\d+),(\d+)\}", listed)]
 
 
 def _along(order: np.ndarray, names: list[str], wanted: str) -> tuple[int, ...]:
     """Device numbers along the named axes at the first place of all others; `'a':(2)4` is a part of an axis."""
-    shape: list[int] = []
-    taken: list[int] = []
-    parts = {
-        name: (int(pre or 1), int(size or 0))
-        for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)
-    }
-    for name, length in zip(names, order.shape):
-        before, size = parts.get(name, (1, 0)) if name in parts else (length, 1)
-        size = size or length
-        split = (before, size, length // (before * size)) if name in parts else (length, 1, 1)
-        taken.append(len(shape) + 1)
-        shape.extend(split)
-    cube = order.reshape(shape)
-    index = tuple(slice(None) if axis in taken else 0 for axis in range(cube.ndim))
-    return tuple(cube[index].reshape(-1).tolist())
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted)
+    first = np.ones(order.shape, bool)
+    for name, place in zip(names, np.indices(order.shape)):
+        length = order.shape[names.index(name)]
+        for _, before, size in (part for part in parts if part[0] == name):  # a digit of the place that may differ
+            weight = length // (int(before or 1) * int(size or length))
+            place = place - place // weight % int(size or length) * weight
+        first &= place == 0
+    return tuple(order[first].tolist())
+
+
+def _permuted(size: int, pairs: Sequence[tuple[int, int]], places: Places) -> Transfer:
+    """A permutation takes as long as its longest way: all shift alike, so a link has as many messages as a way hops."""
+    chip, fleet = places.fleet.chip, places.fleet
+    wraps = (*fleet.wraps, False, False, False)
+    longest: tuple[int, int, tuple[int, int]] = (0, 0, pairs[0] if pairs else (0, 0))
+    for source, target in pairs:
+        crosses = int(places.table[source][0] != places.table[target][0])
+        hops = 0
+        for axis, length in enumerate(fleet.topology):
+            apart = abs(int(places.table[source][1 + axis]) - int(places.table[target][1 + axis]))
+            hops += min(apart, length - apart) if wraps[axis] else apart
+        longest = max(longest, (crosses, hops, (source, target)))
+    crosses, hops, pair = longest
+    if crosses:
+        return Transfer(
+            "collective-permute", size, pair, (), 0.0, size / chip.network_bytes_per_second + NETWORK_SECONDS
+        )
+    seconds = hops * (size / (chip.bytes_per_second_per_link * LINK_EFFICIENCY) + HOP_SECONDS)
+    return Transfer("collective-permute", size, pair, (), seconds, 0.0)
 
 
 def _timed(kind: str, size: int, members: Sequence[int], places: Places) -> Transfer:
@@ -136,12 +158,17 @@ def _timed(kind: str, size: int, members: Sequence[int], places: Places) -> Tran
     rounds = TIMES_ROUND.get(kind, 1)
     link_seconds = network_seconds = 0.0
     if inside > 1 and bandwidth:
-        share = 1.0 if kind == "collective-permute" else 1 - 1 / inside
-        link_seconds = rounds * (size * share / bandwidth + hops * HOP_SECONDS)
+        link_seconds = rounds * (size * (1 - 1 / inside) / bandwidth + hops * HOP_SECONDS)
     if slices > 1:
         share = size / inside * (1 - 1 / slices)
         network_seconds = rounds * (share / chip.network_bytes_per_second + NETWORK_SECONDS)
     return Transfer(kind, size, tuple(members), tuple(dimensions), link_seconds, network_seconds)
+
+
+def _device_order(text: str) -> np.ndarray:
+    """`[32,64]T(1,0)`, or the numbers themselves."""
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    return _iota(found[1], found[2]) if found else np.array(_numbers(text))
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:

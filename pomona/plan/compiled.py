@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _read(path: Path, fleet: Fleet) -> Compiled | None:
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
         return Compiled(**content | {"places": Places(fleet, np.array(content["places"]))})
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
         return None
 
 

@@ -29,11 +29,11 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     layout: str
-    """What stands in braces: minor-to-major order, tiles, memory space; `S(1)` is on-chip memory (VMEM)."""
+    """What stands in braces: minor-to-major order, tiles, memory space: `S(5)` is the host's, others are on chip."""
 
     @property
     def on_chip(self) -> bool:
-        return re.search(r"S\([1-9]\d*\)", self.layout) is not None
+        return re.search(r"S\((?!0\)|5\))\d+\)", self.layout) is not None
 
     @property
     def size_bytes(self) -> int:
@@ -129,7 +129,7 @@ def parse(text: str) -> Program:
     """Reads a module's text.
 
     Raises:
-        UserError: it has no entry computation.
+        UserError: it has no entry computation, or ends within it.
     """
     entry, current, computations = "", "", {}
     lines: list[Instruction] = []
@@ -142,9 +142,9 @@ def parse(text: str) -> Program:
             computations[current] = tuple(lines)
         elif line.startswith("  ") and (found := _instruction(line)) is not None:
             lines.append(found)
-    if not entry:
+    if entry not in computations:
         raise UserError(
-            "this text is no compiled program: it has no ENTRY computation.",
+            "this text is no compiled program: it has no whole ENTRY computation.",
             "the cost model reads what `compiled.as_text()` returns.",
             "pomona plan RECIPE --verify",
         )

@@ -13,10 +13,11 @@ import re
 from collections import defaultdict
 
 from pomona.core.chips import Chip
-from pomona.plan.collectives import KINDS, Places, Transfer, transfer
+from pomona.plan.collectives import KINDS, Places, Transfer, rendezvous, slice_transfer, transfer
 from pomona.plan.hlo import Instruction, Program
 from pomona.plan.kernels import MEMORY_SHARE, kernel_seconds
 
+BRANCHES = ("to_apply", "called_computations", "branch_computations", "true_computation", "false_computation")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 
 
@@ -102,6 +103,8 @@ class _Walk:
             self._flying[instruction.name] = (self._occupy("memory", size / self.chip.memory_bytes_per_second), None)
         elif opcode in ("copy-done", "slice-done"):
             self._land(instruction, instruction.operands[0], "prefetch", trips)
+        elif opcode in ("send", "recv", "send-done", "recv-done"):
+            self._between_slices(computation, instruction, trips)
         elif (collective := self._collective(computation, instruction)) is not None:
             self._communicate(computation, instruction, collective, trips)
         elif opcode == "custom-call":
@@ -119,19 +122,16 @@ class _Walk:
         self._busy = defaultdict(float, {k: t + seconds * (count - 1) for k, t in self._busy.items() if t > began})
 
     def _branches(self, instruction: Instruction, trips: int) -> None:
-        names = re.findall(
-            r"(?:to_apply|called_computations|branch_computations)=\{?([^}]*?)[},]", instruction.text + ","
-        )
-        branches = [n for group in names for n in re.findall(r"%([\w.\-]+)", group) if n in self.program.computations]
-        began, slowest = self._now, 0.0
-        kept: list[Cost] = self.costs
-        best: list[Cost] = []
+        groups = re.findall(rf"\b(?:{'|'.join(BRANCHES)})=(\{{[^}}]*\}}|%[\w.\-]+)", instruction.text)
+        branches = [n for group in groups for n in re.findall(r"%([\w.\-]+)", group) if n in self.program.computations]
+        began, kept, busy = self._now, self.costs, self._busy
+        best = (-1.0, began, kept, busy)
         for branch in branches:
-            self.costs, self._now = [], began
+            self.costs, self._now, self._busy = [], began, busy.copy()
             seconds = self.run(branch, trips)
-            if seconds >= slowest:
-                slowest, best = seconds, self.costs
-        self.costs, self._now = kept + best, began + slowest
+            if seconds > best[0]:
+                best = (seconds, self._now, kept + self.costs, self._busy)
+        _, self._now, self.costs, self._busy = best
 
     def _collective(self, computation: str, instruction: Instruction) -> tuple[Instruction, int] | None:
         """The collective that an instruction is, or that the fusion it calls holds, and the bytes that go in."""
@@ -149,31 +149,42 @@ class _Walk:
     ) -> None:
         collective, operand_bytes = found
         fused = instruction is not collective
-        channel = re.search(r"channel_id=(\d+)", collective.text)
+        channel = re.search(r"channel_id=(\d+)", collective.text) if fused else None
         key = f"channel {channel[1]}" if channel else instruction.name
         starts = instruction.opcode.endswith("-start") or (fused and "-start" in instruction.name)
         ends = instruction.opcode.endswith("-done") or (fused and "-done" in instruction.name)
         if ends:
             key = key if key in self._flying else instruction.operands[0]
-            if key in self._driven:
-                self._flying[key] = (self._now + self._driven.pop(key), self._flying[key][1])
+            if left := self._driven.pop(key, 0.0):
+                self._flying[key] = (self._occupy("links", left), self._flying[key][1])
             self._land(instruction, key, "collective", trips)
             return
         if fused and not starts and key in self._driven:  # work that drives a collective that was started before
             seconds = self._compute_seconds(computation, instruction)
-            self._driven[key] = max(0.0, self._driven[key] - seconds)
+            left = self._driven[key]
+            self._driven[key] = max(0.0, left - seconds)
+            self._occupy("links", min(left, seconds))
             self._work(self._kind(instruction), instruction, seconds, trips)
             return
         scatters = "all-reduce-scatter" in (instruction.calls("calls") or "")
         moved = transfer(collective, operand_bytes, self.places, scatters)
+        if starts and fused:  # the links are free for others until work drives it
+            self._driven[key], self._flying[key] = moved.seconds, (self._now, moved)
+            return
         done = self._occupy("links", moved.link_seconds)
         if moved.network_seconds:
             done = self._occupy("network", moved.network_seconds, after=done)
         self._flying[key] = (done, moved)
         if not starts:
             self._land(instruction, key, "collective", trips)
-        elif fused:
-            self._driven[key] = done - self._now
+
+    def _between_slices(self, computation: str, instruction: Instruction, trips: int) -> None:
+        """A sum over slices: the hosts' runtime takes the `send`, adds, and answers with the `recv`'s done."""
+        if instruction.opcode == "send":
+            moved = slice_transfer(instruction, self.places)
+            self._flying[rendezvous(instruction)] = (self._occupy("network", moved.seconds), moved)
+        elif instruction.opcode == "recv-done" and (begun := self.program.operand(computation, instruction)):
+            self._land(instruction, rendezvous(begun), "collective", trips)
 
     def _land(self, instruction: Instruction, key: str, kind: str, trips: int) -> None:
         done, moved = self._flying.pop(key, (self._now, None))
@@ -203,12 +214,12 @@ class _Walk:
         if instruction.cycles is not None:
             assert self.chip.clock_hz, f"the clock of {self.chip.name} is not public"
             return instruction.cycles / self.chip.clock_hz
-        touched = [
-            a for a in (*self.program.operand_arrays(computation, instruction), *instruction.arrays) if not a.on_chip
-        ]
+        touched = [*self.program.operand_arrays(computation, instruction), *instruction.arrays]
         if instruction.opcode == "dynamic-update-slice":  # in place: only the slice moves
-            touched = touched[1:2] * 2
-        return sum(a.size_bytes for a in touched) / (self.chip.memory_bytes_per_second * MEMORY_SHARE)
+            buffer, update = touched[:2]
+            touched = [update, dataclasses.replace(update, layout=buffer.layout)]
+        traffic = sum(a.size_bytes for a in touched if not a.on_chip)
+        return traffic / (self.chip.memory_bytes_per_second * MEMORY_SHARE)
 
     def _kind(self, instruction: Instruction) -> str:
         if instruction.opcode in ("copy", "transpose"):

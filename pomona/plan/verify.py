@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pomona.core.chips import GIB
+from pomona.core.errors import UserError
 from pomona.core.fleet import Fleet, cloud_name
 from pomona.model.count import training_flops
 from pomona.plan.collectives import Transfer
@@ -75,8 +76,14 @@ def verify(run: Run, stage: Stage, fleet: Fleet, usd_per_chip_hour: float | None
     """Compiles a stage's step, or takes it from the cache, and reads it.
 
     Raises:
-        UserError: see `compiled.compile_stage`.
+        UserError: the chip's clock is not public; and see `compiled.compile_stage`.
     """
+    if fleet.chip.torus_dimensions and fleet.chip.clock_hz is None:
+        raise UserError(
+            f"the clock of {fleet.chip.title} is not public.",
+            "the compiler counts cycles, and only a clock makes seconds of them.",
+            "--chips v5p-4096, or leave --verify out",
+        )
     compiled = compile_stage(run, run.stages.index(stage), fleet)
     return Verified(run, stage, fleet, compiled, predict(parse(compiled.text), compiled.places), usd_per_chip_hour)
 

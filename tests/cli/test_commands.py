@@ -212,6 +212,23 @@ MISTAKES = {
     "a comparison in slices": (["plan", "afm_server", "--compare", "--slices", "2"], "without --slices", "--compare"),
     "a comparison at one price": (["plan", "afm_server", "--compare", "--price", "2"], "without --price", "--compare"),
     "a comparison that searches": (["plan", "afm_server", "--compare", "--search"], "without --search", "--compare"),
+    "a GPU to compile for": (
+        ["plan", "afm_85m", "--chips", "h100-8", "--verify"],
+        "NVIDIA H100 cannot be compiled for",
+        "leave --verify out",
+    ),
+    "a chip without a clock": (
+        ["plan", "afm_85m", "--chips", "v6e-8", "--verify"],
+        "the clock of Google TPU v6e is not public",
+        "--chips v5p-4096",
+    ),
+    "an impossible topology to compile for": (
+        ["plan", "afm_server", "--chips", "v4:3x5x7", "--verify"],
+        "3x5x7",
+        "multiples of 4",
+    ),
+    "a search that compiles": (["plan", "afm_85m", "--verify", "--search"], "without --search", "--search first"),
+    "a comparison that compiles": (["plan", "afm_85m", "--verify", "--compare"], "without --verify", "--compare"),
     "a page of nothing": (
         ["plan", "afm_server", "--html", "plan.html"],
         "--html without --compare",
