@@ -173,6 +173,7 @@ DAMAGES = {
     "cut": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "a turned byte": lambda content: content[:5000] + bytes([content[5000] ^ 255]) + content[5001:],
+    "no blocks": lambda content: content[:10] + bytes([255]) * 20 + content[30:],
     "no archive": lambda content: b"pears",
     "no JSON": lambda content: gzip.compress(b"{"),
     "no text": lambda content: gzip.compress(b"\xff\xfe"),
