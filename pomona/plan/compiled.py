@@ -13,6 +13,8 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
         step = jax.jit(train_step(run, index), donate_argnums=0, out_shardings=outputs)
         lowered = step.lower(state, TokenBatch(rows, rows, rows, rows))
         try:
-            program: Any = lowered.compile(compiler_options=options)
+            with _without_jax_cache():
+                program: Any = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(run, error) from error
     memory = program.memory_analysis()
@@ -134,6 +137,22 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
         code_bytes=memory.generated_code_size_in_bytes,
         compile_seconds=time.perf_counter() - began,
     )
+
+
+@contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """JAX's own cache of programs, where one is set up, can keep a program for absent devices but not read it again."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks the setting only once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _too_large(run: Run, error: Exception) -> UserError:
