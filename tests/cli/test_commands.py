@@ -190,9 +190,9 @@ MISTAKES = {
     "slices of nothing": (["plan", "afm_server", "--slices", "8"], "without --chips", "--chips v4"),
     "slices of GPUs": (["plan", "afm_server", "--chips", "h100-64", "--slices", "2"], "2 slices", "h100-64"),
     "slices that the mesh does not cross": (
-        ["plan", "afm_device", "--chips", "v5e-2048", "--slices", "8"],
-        "data 2 on 8 slices",
-        "--mesh.data 8",
+        ["plan", "afm_device", "--chips", "v5e-2048", "--slices", "8", "--stage", "long_context"],
+        "data 4 on 8 slices",
+        "--stages.2.mesh.data 8",
     ),
     "a batch that does not divide": (
         ["plan", "afm_85m", "--chips", "v5p-256", "--stages.0.batch-size", "100"],
@@ -200,11 +200,25 @@ MISTAKES = {
         "--mesh.fsdp N",
     ),
     "a mesh that does not divide": (
-        ["plan", "afm_server", "--mesh.tensor", "16"],
+        ["plan", "afm_server", "--stage", "core", "--mesh.tensor", "16"],
         "8 along 'kv_heads'",
         "--mesh.tensor N",
     ),
-    "a mesh of too many": (["plan", "afm_server", "--mesh.tensor", "3"], "does not fit 8192 devices", "--mesh.data 1"),
+    "a mesh of too many": (
+        ["plan", "afm_server", "--stage", "core", "--mesh.tensor", "3"],
+        "does not fit 8192 devices",
+        "--mesh.data 1",
+    ),
+    "a stage's mesh that does not divide": (
+        ["plan", "afm_server", "--stage", "continued", "--stages.1.mesh.tensor", "16"],
+        "8 along 'kv_heads'",
+        "--stages.1.mesh.tensor N",
+    ),
+    "a stage's mesh across slices": (
+        ["launch", "gke", "afm_server", "--chips", "v4:8x8x16", "--slices", "8", *GKE[3:], "--stages.2.mesh.data", "4"],
+        "data 4 on 8 slices",
+        "--stages.2.mesh.data 8",
+    ),
     "a negative price": (["plan", "afm_server", "--price", "-1"], "--price is -1", "--price 2.50"),
     "no price": (["plan", "afm_server", "--price", "nan"], "--price is nan", "--price 2.50"),
     "a word for a price": (["plan", "afm_server", "--price", "cheap"], "cheap", "--help"),

@@ -14,9 +14,10 @@ from pomona.cli.train_verb import resolve
 from pomona.core.chips import CHIPS
 from pomona.core.fleet import Fleet, parse_fleet
 from pomona.launch.gke import NODES, GkeJob, jobset
+from pomona.recipes.registry import HARDWARE
 
 IMAGE = ["--image", "europe-docker.pkg.dev/mine/pomona:1"]
-SERVER = ["launch", "gke", "afm_server", "--chips", "v4:8x8x16", "--slices", "8", *IMAGE, "--mesh.seq", "4"]
+SERVER = ["launch", "gke", "afm_server", "--chips", "v4:8x8x16", "--slices", "8", *IMAGE]
 GPUS = ["launch", "gke", "afm_85m", "--chips", "h100-16", *IMAGE]
 BUCKET = ["--bucket", "gs://mine/runs"]
 ACTIONS = {
@@ -190,13 +191,22 @@ def test_a_pod_has_time_to_save_and_keeps_its_run_in_the_bucket(capsys):
     assert command[command.index("--run") + 1] == "/bucket/runs/afm-server"
 
 
+@pytest.mark.parametrize("name", ["afm_server", "afm_device", "afm_device_parent"])
+def test_every_fleet_s_recipe_starts_there_as_it_is(name, capsys):
+    fleet = HARDWARE[name].fleet
+    shape = "x".join(map(str, fleet.topology))
+    chips = ["--chips", f"{fleet.chip.name}:{shape}", "--slices", str(fleet.slices)]
+    (container,) = containers(printed(["launch", "gke", name, *chips, *IMAGE], capsys))
+    assert container["command"][:3] == ["pomona", "train", name]
+
+
 def test_the_pods_train_exactly_the_run_that_was_asked_for(capsys):
     settings = ["--stages.0.steps", "12000", "optimizer:adam-w", "--data.sources.0.address", "/bucket/data/*.txt"]
     document = printed([*SERVER, *settings, "--name", "mine", "--env", "A=b=c", "--env", "D=e"], capsys)
     program, verb, *words = containers(document)[0]["command"]
     assert (program, verb, document["metadata"]["name"]) == ("pomona", "train", "mine")
     typed, _ = resolve(words[0], words[1:])
-    assert typed == resolve("afm_server", ["--mesh.seq", "4", *settings])[0]
+    assert typed == resolve("afm_server", settings)[0]
     assert environment(document)["A"] == "b=c" and environment(document)["D"] == "e"
 
 
