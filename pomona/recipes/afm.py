@@ -25,7 +25,7 @@ LATER_MIXTURE = (Weight("web", 0.4), Weight("code", 0.35), Weight("math", 0.25))
 
 def afm_server() -> Run:
     """AFM-server at an assumed 69 B parameters: 8192 TPU v4 chips in 8 slices."""
-    meshes = MeshConfig(data=8, seq=2), MeshConfig(data=8, seq=4), MeshConfig(data=8, seq=16)
+    meshes = MeshConfig(data=8, seq=2), MeshConfig(data=8, seq=4), MeshConfig(data=8, seq=8, tensor=2)
     return _afm("afm_server", AFM_SERVER, 4096, meshes, ("gate", "qkv", "full"))
 
 
