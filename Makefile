@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 FILES = pyproject.toml constraints/base.txt
-WITH_LIBTPU = PYTHONPATH=.venv/libtpu
+WITH_LIBTPU = PYTHONPATH=$(CURDIR)/.venv/libtpu
 
 .PHONY: demo test test-peers test-tpu check format clean help fleet
 
