@@ -109,8 +109,8 @@ def test_bfloat16_gradients_are_widened_first():
     params, state = run(transformation, arrays(0), [narrow])
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
     expected, expected_state = run(transformation, arrays(0), [wide])
-    # Two programs: XLA may contract a product and a sum in one of them, so the last bits are the processor's. Gradients that
-    # stay narrow differ by 1e-3.
+    # Two programs: XLA may contract a product and a sum in one of them, so the last bits are the processor's.
+    # Gradients that stay narrow differ by 1e-3.
     close = lambda ours, reference: np.testing.assert_allclose(ours, reference, rtol=2e-6, atol=1e-12)
     jax.tree.map(close, (params, state), (expected, expected_state))
     assert params["stacked"].dtype == jnp.float32
