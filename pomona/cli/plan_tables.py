@@ -23,6 +23,7 @@ MEMORY_PARTS = {
     "parameters": "parameters, float32",
     "gradients": "gradients, float32",
     "moments": "optimizer moments",
+    "second_state": "a checked step's copy",
     "activations": "activations kept",
     "layer": "one layer at work",
     "weights": "weights gathered",

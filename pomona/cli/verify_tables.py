@@ -42,8 +42,10 @@ def show_verified(found: Sequence[Verified]) -> None:
 def _say_stage(console: Console, v: Verified) -> None:
     causal, full = v.mfu()
     mesh = ", ".join(f"{axis} {size}" for axis, size in v.compiled.mesh.items())
-    room = f"{v.compiled.hbm_bytes / GIB:.1f} of {v.hbm_limit_bytes / GIB:.1f} GiB"
+    room = f"{v.hbm_bytes / GIB:.1f} of {v.hbm_limit_bytes / GIB:.1f} GiB"
     parts = f"arguments {v.compiled.argument_bytes / GIB:.1f}, temporaries {v.compiled.temporary_bytes / GIB:.1f}"
+    if v.checked_copy_bytes:
+        parts += f", a checked step's copy {v.checked_copy_bytes / GIB:.1f}"
     console.print(
         f"{v.stage.name}: compiled in {v.compiled.compile_seconds:.0f} s for the mesh ({mesh})", soft_wrap=True
     )

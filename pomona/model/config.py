@@ -17,6 +17,9 @@ KEPT: dict[RematPolicy, tuple[str, ...]] = {
 """What a policy keeps of each layer besides its input: names that the decoder gives. `attention` is the kernel's output
 with its log-normalisers, `middle` the sum after attention, the others are products as they leave their weights."""
 
+KERNELS = {"splash": "tpu", "kernel": "tpu", "cudnn": "gpu"}
+"""Ways of attention and rotation that only one platform has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -69,6 +72,13 @@ def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execut
             "this way of the backward pass is for one device.",
             "--execution.weight-gradients auto",
         )
+    for name, value in (("attention", execution.attention), ("rotation", execution.rotation)):
+        if (made_for := KERNELS.get(value, platform)) != platform:
+            raise UserError(
+                f"execution.{name} is {value!r} on devices of the platform {platform!r}.",
+                f"this kernel is made for {made_for}.",
+                f"--execution.{name} auto",
+            )
     best: dict[str, tuple[Any, Any, Any]] = {
         "tpu": ("bfloat16", "splash", "scanned"),
         "gpu": ("bfloat16", "cudnn", "scanned"),

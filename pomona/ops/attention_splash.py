@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from pomona.core.errors import UserError
+
 
 def attend(
     q_BTNH: jax.Array,
@@ -31,6 +33,12 @@ def attend(
     T, N, H = q_BTNH.shape[1:]
     S = k_BSKH.shape[1]
     shards, size = S // T, min(block, T)
+    if S % shards**2:
+        raise UserError(
+            f"attention 'splash' with a sequence of {S} in {shards} shards.",
+            "the square of the number of shards divides the sequence: splash lays its mask out so.",
+            f"--mesh.seq N with N * N a divisor of {S}",
+        )
     sizes = splash.BlockSizes(
         block_q=size,
         block_kv=size,

@@ -7,17 +7,13 @@ memory, which costs little and makes the product a plain one. Other platforms ha
 Shapes: M tokens, I inputs, O outputs.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 
-def linear(x: jax.Array, weight: jax.Array, inputs: int = 1) -> jax.Array:
-    """Contracts the last `inputs` dimensions of `x` with the first `inputs` of `weight`."""
-    leading, outputs = x.shape[: x.ndim - inputs], weight.shape[inputs:]
-    x_MI = x.reshape(math.prod(leading), -1)
-    return _linear(x_MI, weight.reshape(x_MI.shape[1], -1)).reshape(*leading, *outputs)
+def linear(x: jax.Array, weight_IO: jax.Array) -> jax.Array:
+    """Contracts the last dimension of `x`, which may have any number before it, with the first of the weight."""
+    return _linear(x.reshape(-1, x.shape[-1]), weight_IO).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
 """What XLA is told for each kind of chip: options of `jax.jit(..., compiler_options=...)`. No JAX.
 
-Names and first values: Google's XLA flag list (openxla.org/xla/flags_guidance) and what MaxText and AXLearn publish for
-each generation; what each does to our own programs stands in docs/benchmarks/fleet.md.
+Names and first values are those that MaxText (benchmarks/xla_flags_library.py) and AXLearn (common/compiler_options.py)
+publish; what they do to our own programs stands in docs/benchmarks/fleet.md.
 """
 
 OVERLAP = {

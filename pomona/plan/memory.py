@@ -2,6 +2,7 @@
 
 parameters, gradients, moments   float32, sharded; with micro-batches the gradients exist twice: sum and summand
 activations                      what the remat policy keeps (`model.count.REMAT`) of every layer
+second_state                     parameters and moments again, where steps are checked by computing them twice
 layer                            one layer in its backward pass
 weights                          bfloat16: two layers gathered (one in use, one on its way), one layer's gradient,
                                  the embedding; every layer where the policy keeps its weights
@@ -27,6 +28,7 @@ class Memory:
     parameters: float
     gradients: float
     moments: float
+    second_state: float
     activations: float
     layer: float
     weights: float
@@ -34,7 +36,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        state = self.parameters + self.gradients + self.moments
+        state = self.parameters + self.gradients + self.moments + self.second_state
         return state + self.activations + self.layer + self.weights + self.loss
 
 
@@ -56,6 +58,7 @@ def memory(layout: Layout) -> Memory:
         parameters=FLOAT32 * w.stored,
         gradients=FLOAT32 * w.stored * (2 if layout.micro_batches > 1 else 1),
         moments=MOMENTS * FLOAT32 * w.stored,
+        second_state=(1 + MOMENTS) * FLOAT32 * w.stored if layout.run.faults.check_every_steps else 0.0,
         activations=a.num_layers * tokens * activation_bytes(a, policy, shards),
         layer=tokens * activation_bytes(a, AT_WORK, shards),
         weights=2 * (layers * one_layer + w.embedding_whole),

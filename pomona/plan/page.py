@@ -41,7 +41,7 @@ th { font-weight: 600; } .no { color: var(--none); }
 """
 
 MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
-    ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments),
+    ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments + m.second_state),
     ("activations", lambda m: m.activations + m.layer),
     ("weights gathered", lambda m: m.weights),
     ("loss", lambda m: m.loss),

@@ -53,8 +53,18 @@ class Verified:
         return USABLE * self.fleet.chip.memory_bytes / self.fleet.chip.devices
 
     @property
+    def hbm_bytes(self) -> int:
+        """The program's, and the copy of the state that a step needs which is checked by computing it twice."""
+        return self.compiled.hbm_bytes + self.checked_copy_bytes
+
+    @property
+    def checked_copy_bytes(self) -> int:
+        """Arguments are the state, and beside it a batch of a few kilobytes."""
+        return self.compiled.argument_bytes if self.run.faults.check_every_steps else 0
+
+    @property
     def fits(self) -> bool:
-        return self.compiled.hbm_bytes <= self.hbm_limit_bytes
+        return self.hbm_bytes <= self.hbm_limit_bytes
 
     @property
     def days(self) -> float:
@@ -128,9 +138,10 @@ def to_record(verified: Verified) -> dict[str, Any]:
         "slices": verified.fleet.slices,
         "mesh": compiled.mesh,
         "fits": verified.fits,
-        "hbm_gib": compiled.hbm_bytes / GIB,
+        "hbm_gib": verified.hbm_bytes / GIB,
         "hbm_limit_gib": verified.hbm_limit_bytes / GIB,
         "hbm_arguments_gib": compiled.argument_bytes / GIB,
+        "hbm_checked_copy_gib": verified.checked_copy_bytes / GIB,
         "hbm_temporaries_gib": compiled.temporary_bytes / GIB,
         "compile_seconds": compiled.compile_seconds,
         "step_seconds": verified.step_seconds,

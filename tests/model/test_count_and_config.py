@@ -72,3 +72,17 @@ def test_auto_is_decided_by_the_platform():
     assert resolve(Execution(), "cpu", num_devices=8).weight_gradients == "plain"
     with pytest.raises(UserError, match="weight_gradients is 'transposed' on 8 devices"):
         resolve(Execution(weight_gradients="transposed"), "cpu", num_devices=8)
+
+
+@pytest.mark.parametrize(
+    ("execution", "platform"),
+    [
+        (Execution(attention="splash"), "cpu"),
+        (Execution(attention="splash"), "gpu"),
+        (Execution(attention="cudnn"), "tpu"),
+        (Execution(rotation="kernel"), "cpu"),
+    ],
+)
+def test_a_kernel_of_another_platform_is_refused(execution, platform):
+    with pytest.raises(UserError, match="this kernel is made for"):
+        resolve(execution, platform)

@@ -10,19 +10,17 @@ import pytest
 from pomona.ops.linear import linear
 
 
-@pytest.mark.parametrize("inputs,shape", [(1, (24, 3, 8)), (2, (3, 8, 24))])
-def test_values_and_gradients_are_those_of_the_contraction(inputs, shape):
+@pytest.mark.parametrize("leading", [(10,), (2, 5), (2, 1, 5)])
+def test_values_and_gradients_are_those_of_the_contraction(leading):
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((2, 5, *shape[:inputs])), rng.standard_normal(shape)
-    dy = rng.standard_normal((2, 5, *shape[inputs:]))
-    flat_x, flat_dy = x.reshape(10, -1), dy.reshape(10, -1)
-    flat_weight = weight.reshape(flat_x.shape[1], -1)
+    x, weight, dy = (rng.standard_normal(shape) for shape in ((*leading, 24), (24, 16), (*leading, 16)))
+    flat_x, flat_dy = x.reshape(10, 24), dy.reshape(10, 16)
 
-    y, pull = jax.vjp(lambda x, w: linear(x, w, inputs), jnp.float32(x), jnp.float32(weight))
+    y, pull = jax.vjp(linear, jnp.float32(x), jnp.float32(weight))
     dx, dweight = pull(jnp.float32(dy))
-    np.testing.assert_allclose(y, (flat_x @ flat_weight).reshape(dy.shape), atol=1e-5)
-    np.testing.assert_allclose(dx, (flat_dy @ flat_weight.T).reshape(x.shape), atol=1e-5)
-    np.testing.assert_allclose(dweight, (flat_x.T @ flat_dy).reshape(shape), atol=1e-5)
+    np.testing.assert_allclose(y, (flat_x @ weight).reshape(dy.shape), atol=1e-5)
+    np.testing.assert_allclose(dx, (flat_dy @ weight.T).reshape(x.shape), atol=1e-5)
+    np.testing.assert_allclose(dweight, flat_x.T @ flat_dy, atol=1e-5)
 
 
 def test_no_product_of_the_backward_pass_contracts_two_columns():

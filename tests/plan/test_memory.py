@@ -18,6 +18,7 @@ from pomona.parallel.mesh import build_mesh
 from pomona.plan.memory import memory
 from pomona.plan.work import lay_out
 from pomona.train.config import Run, Stage
+from pomona.train.fault_config import FaultConfig
 from pomona.train.state import abstract_state
 
 SMALL = Architecture(
@@ -54,6 +55,13 @@ def test_parameters_and_moments_are_those_of_the_real_state(mesh, optimizer):
 
     assert planned.parameters == planned.gradients == bytes_on_one_device(real.params)
     assert planned.moments == bytes_on_one_device(real.optimizer)
+
+
+def test_a_checked_step_holds_the_state_twice():
+    run = make_run(MeshConfig())
+    checked = dataclasses.replace(run, faults=FaultConfig(check_every_steps=10))
+    alone, twice = (memory(lay_out(each, each.stages[0], EIGHT)) for each in (run, checked))
+    assert twice.total - alone.total == alone.parameters + alone.moments > 0
 
 
 @pytest.mark.parametrize("name", PRESETS)

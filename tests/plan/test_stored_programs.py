@@ -18,7 +18,7 @@ from pomona.plan.hlo import parse
 from pomona.plan.timeline import predict
 from pomona.plan.verify import crossed_axes
 
-STEP_SECONDS = {"v5p:2x2x2": 0.0937684585, "v4:2x2x2": 0.1429189343}
+STEP_SECONDS = {"v5p:2x2x2": 0.0937889524, "v4:2x2x2": 0.1430589269}
 """What the model says today: a change of it is to be seen in review."""
 
 CLOCK = {"v5p:2x2x2": 1.75e9, "v4:2x2x2": 1.05e9}

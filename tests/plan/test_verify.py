@@ -20,12 +20,14 @@ from pomona.plan import compiled
 from pomona.plan.collectives import Places
 from pomona.plan.compiled import Compiled, compile_stage
 from pomona.plan.verify import communications, crossed_axes, to_record, verify
+from pomona.train.fault_config import FaultConfig
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
 KEYS = {
     *("name", "stage", "fleet", "chip", "chips", "slices", "mesh", "fits", "hbm_gib", "hbm_limit_gib"),
-    *("hbm_arguments_gib", "hbm_temporaries_gib", "compile_seconds", "step_seconds", "seconds_by_kind"),
+    *("hbm_arguments_gib", "hbm_temporaries_gib", "hbm_checked_copy_gib", "compile_seconds", "step_seconds"),
+    "seconds_by_kind",
     *("exposed_communication_seconds", "mfu_causal", "mfu_full", "tokens_per_second", "days", "usd_per_chip_hour"),
     *("usd", "collectives"),
 }
@@ -83,6 +85,12 @@ def test_memory_time_and_money_follow_from_the_program(verified):
         assert record[f"mfu_{convention}"] == pytest.approx(getattr(flops, convention) * 16 * 4096 / peak)
     assert 0.3 < record["mfu_causal"] < record["mfu_full"] < 1
     assert json.loads(json.dumps(record)) == record | {"collectives": json.loads(json.dumps(record["collectives"]))}
+
+
+def test_steps_that_are_checked_need_room_for_a_second_state(verified):
+    run = dataclasses.replace(verified.run, faults=FaultConfig(check_every_steps=10))
+    checked = dataclasses.replace(verified, run=run)
+    assert to_record(checked)["hbm_gib"] - to_record(verified)["hbm_gib"] == 40 and not checked.fits
 
 
 def test_collectives_are_summed_by_kind_and_mesh_axes(verified):
