@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from pomona.core.errors import UserError
-from pomona.core.fleet import Fleet, describe_shape
+from pomona.core.fleet import Fleet, cloud_prefix, describe_shape
 from pomona.plan.collectives import Places
 
-PREFIX = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "7x": "tpu7x"}
 MEGACORE = ("v4", "v5p")  # whose two cores are one device; without it JAX would show two devices with half the memory
 
 ENVIRONMENT = {
@@ -36,8 +35,7 @@ def topology_devices(fleet: Fleet) -> list[Any]:
     Raises:
         UserError: the chip is no TPU, libtpu is not installed, or it does not know the topology.
     """
-    prefix = PREFIX.get(fleet.chip.name)
-    if prefix is None:
+    if not fleet.chip.torus_dimensions:
         raise UserError(
             f"{fleet.chip.title} cannot be compiled for here.",
             "only the TPU compiler works without its chips.",
@@ -46,7 +44,7 @@ def topology_devices(fleet: Fleet) -> list[Any]:
     prepare_environment()
     from jax.experimental import topologies
 
-    name = f"{prefix}:{'x'.join(map(str, fleet.topology))}"
+    name = f"{cloud_prefix(fleet.chip)}:{'x'.join(map(str, fleet.topology))}"
     options: dict[str, Any] = {"num_slices": fleet.slices} if fleet.slices > 1 else {}
     if fleet.chip.name in MEGACORE:
         options["chip_config_name"] = "megacore"
