@@ -7,11 +7,15 @@ from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.train.config import Run
 from pomona.train.objective import Objective
+from pomona.train.objective_config import SoftTopK
 from pomona.train.origin import begin_at
+from pomona.train.soft_top_k import learned_masks
 
 
 def objective_of(run: Run) -> Objective:
     """The objective of a run."""
+    if isinstance(run.objective, SoftTopK):
+        return learned_masks(run)
     return next_token(run)
 
 
