@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.checkpoint.store import Store, restore
 from pomona.compress.judge import check_finite, judge
+from pomona.compress.parent import dense_parent, stage_like_first
 from pomona.core.config import differences, to_json
 from pomona.core.errors import UserError
 from pomona.core.files import disk_errors, write_json
@@ -28,7 +29,6 @@ from pomona.data.tokenizer import MODEL_FILE, load_tokenizer
 from pomona.metrics.records import append_record, read_records
 from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.spec import map_specs
-from pomona.optim.config import Schedule
 from pomona.parallel import rules
 from pomona.parallel.mesh import build_mesh, same_fate, start_processes
 from pomona.train.config import (
@@ -38,14 +38,13 @@ from pomona.train.config import (
     check_stage_mesh,
     decide,
     mesh_option,
-    stage_after,
     total_steps,
 )
 from pomona.train.importance import activation, magnitude
 from pomona.train.loop import train
 from pomona.train.objective_config import NextToken, SoftTopK
 from pomona.train.objectives import objective_of
-from pomona.train.origin import begin_at, check_origin, origin_of
+from pomona.train.origin import begin_at, check_origin
 from pomona.train.soft_top_k import budget_at, hard_mask, narrowed, temperature_at
 
 Method = Literal["soft-top-k", "magnitude", "activation"]
@@ -83,20 +82,8 @@ def masks_run(path: Path, ffn: int, step: int | None = None) -> Run:
     Raises:
         UserError: the folder is no run folder, has no such checkpoint, or its model is not dense.
     """
-    parent = read_config(RunFolder(path), Run)
-    origin = origin_of(path, step)
-    if objective_of(parent).trained != parameter_specs(parent.architecture):
-        raise UserError(
-            f"{path} trains {parent.objective.kind!r}, which is not the plain weights of a decoder.",
-            "a dense model is pruned.",
-            "the folder of a run that pomona train, import, prune or distill wrote.",
-        )
-    first = parent.stages[0]
-    steps = max(LEAST_STEPS, round(STEPS_SHARE * first.steps))
-    rate = 0.1 * first.schedule.peak_learning_rate
-    schedule = Schedule(rate, weight_decay=0.0, warmup_steps=max(1, steps // 20), floor=0.1)
-    base = parent.stages[stage_after(parent, origin.step - 1)].rope_base
-    stage = dataclasses.replace(first, name="masks", steps=steps, schedule=schedule, rope_base=base)
+    parent, origin = dense_parent(path, step)
+    stage = stage_like_first(parent, origin, "masks", STEPS_SHARE, LEAST_STEPS)
     return dataclasses.replace(
         parent,
         name=f"{parent.name}-{ffn}",
@@ -104,7 +91,7 @@ def masks_run(path: Path, ffn: int, step: int | None = None) -> Run:
         objective=SoftTopK(ffn=ffn),
         origin=origin,
         checkpoint=dataclasses.replace(parent.checkpoint, remote=None),
-        evaluation=dataclasses.replace(parent.evaluation, every_steps=max(1, steps // LOOKS)),
+        evaluation=dataclasses.replace(parent.evaluation, every_steps=max(1, stage.steps // LOOKS)),
     )
 
 

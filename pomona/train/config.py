@@ -163,7 +163,7 @@ def check_run(run: Run) -> None:
     check_checkpoint(run.checkpoint)
     check_faults(run.faults)
     check_optimizer(run.optimizer)
-    check_objective(run.objective, run.architecture, run.origin is not None)
+    check_objective(run.objective, run.origin, run.architecture)
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")
     for index, stage in enumerate(run.stages):

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal
 
 from pomona.core.errors import UserError
+from pomona.core.run_folder import Origin
 from pomona.model.config import Architecture
 
 
@@ -44,14 +45,40 @@ class SoftTopK:
     """The temperature just before the masks are hard."""
 
 
-ObjectiveConfig = NextToken | SoftTopK
+@dataclasses.dataclass(frozen=True)
+class BalancedGrid:
+    """All weights of the decoder, the linear ones snapped to the 2-bit grid s * {-1.5, -0.5, 0.5, 1.5} wherever they
+    are used: quantization-aware training (AFM 2025 report)."""
+
+    kind: Literal["balanced-grid"] = "balanced-grid"
+    first_factor: float = 1.0
+    """A row's scale s is its root mean square times a factor that is learned; here is where it begins."""
 
 
-def check_objective(objective: ObjectiveConfig, architecture: Architecture, has_origin: bool) -> None:
+ObjectiveConfig = NextToken | SoftTopK | BalancedGrid
+
+
+def check_objective(objective: ObjectiveConfig, origin: Origin | None, architecture: Architecture) -> None:
     """Raises `UserError` for an objective that a decoder of this shape cannot be trained by."""
-    if not isinstance(objective, SoftTopK):
-        return
-    if not has_origin:
+    if isinstance(objective, SoftTopK):
+        _check_masks(objective, origin, architecture)
+    if isinstance(objective, BalancedGrid):
+        if origin is None:
+            raise UserError(
+                "the run trains on a 2-bit grid and has no origin.",
+                "a model is trained in full precision first.",
+                "pomona qat RUN",
+            )
+        if not 0 < objective.first_factor < 10:
+            raise UserError(
+                f"objective.first_factor is {objective.first_factor}.",
+                "a scale begins at a row's root mean square times a factor above 0 and below 10.",
+                "--objective.first-factor 1",
+            )
+
+
+def _check_masks(objective: SoftTopK, origin: Origin | None, architecture: Architecture) -> None:
+    if origin is None:
         raise UserError(
             "the run learns masks and has no origin.",
             "a model is pruned that was trained before.",
