@@ -71,6 +71,14 @@ def take(arguments: list[str], name: str, example: str) -> tuple[str | None, lis
     return value, rest
 
 
+def take_whole(arguments: list[str], name: str) -> tuple[int | None, list[str]]:
+    """As `take`, for an option that is a whole number from 0 on."""
+    value, rest = take(arguments, name, "100")
+    if value is not None and not value.isdecimal():
+        raise UserError(f"{name} is {value!r}.", f"{name} is a whole number from 0 on.", f"{name} 100")
+    return (None if value is None else int(value)), rest
+
+
 def take_fields(arguments: list[str], kind: type) -> tuple[list[str], list[str]]:
     """The arguments that are fields of a flat config class, and the others; a verb's options beside a recipe's.
 
@@ -146,9 +154,18 @@ def configure(name: str, arguments: list[str], verb: str, description: str, also
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    default = with_parts(recipe(name)(), arguments)
-    check_names(default, arguments, f"{verb} {name}", also)
-    return parse(Run, kinds_first(default, arguments), f"{verb} {name}", default=default, description=description)
+    return configure_run(recipe(name)(), arguments, f"{verb} {name}", description, also)
+
+
+def configure_run(default: Run, arguments: list[str], verb: str, description: str, also: Collection[str] = ()) -> Run:
+    """A run with its overrides; the arguments are as for `configure`.
+
+    Raises:
+        UserError: an unknown setting or value.
+    """
+    default = with_parts(default, arguments)
+    check_names(default, arguments, verb, also)
+    return parse(Run, kinds_first(default, arguments), verb, default=default, description=description)
 
 
 def with_parts(config: Any, arguments: Collection[str], prefix: str = "--") -> Any:

@@ -71,6 +71,9 @@ class Decoder(Generic[P]):
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(q_BTNH, k_BTKH, v_BTKH, this layer's state) -> (out_BTNH, this layer's new state)."""
 
+Observe = Callable[[jax.Array], Any]
+"""The hidden units of a feed-forward block, units_BTF -> what is wanted of them."""
+
 
 def parameter_specs(architecture: Architecture) -> Decoder[Spec]:
     """The parameters of a decoder as `Spec`s: nothing is allocated."""
@@ -129,8 +132,12 @@ def run_layers(
     architecture: Architecture,
     execution: Execution,
     rope_base: float,
+    observe: Observe | None = None,
 ) -> tuple[jax.Array, Any]:
     """All layers and the final norm. `state` (a tree stacked over layers, or None) is handed to `attend` by layer.
+
+    Args:
+        observe: what is wanted of every layer's feed-forward units; it takes the place of the new state.
 
     Returns:
         hidden_BTD after the final norm, and the new state.
@@ -141,6 +148,7 @@ def run_layers(
         rotary=rotation(positions_BT, architecture.head_dim, rope_base),
         architecture=architecture,
         execution=execution,
+        observe=observe,
     )
     if execution.remat != "none":
         body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(*KEPT[execution.remat]))
@@ -164,6 +172,7 @@ def layer(
     rotary: tuple[jax.Array, jax.Array],
     architecture: Architecture,
     execution: Execution,
+    observe: Observe | None = None,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
     w = map_specs(partial(_matrix, x_BTD.dtype), parameter_specs(architecture).layers, weights)
@@ -184,7 +193,8 @@ def layer(
     h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
     gate_BTF = checkpoint_name(project(h_BTD, w.ffn.gate, "ffn"), "gate")
     up_BTF = checkpoint_name(project(h_BTD, w.ffn.up, "ffn"), "up")
-    return x_BTD + project(jax.nn.silu(gate_BTF) * up_BTF, w.ffn.down, None), state
+    units_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    return x_BTD + project(units_BTF, w.ffn.down, None), observe(units_BTF) if observe else state
 
 
 def _matrix(dtype: Any, spec: Spec, weight: jax.Array) -> jax.Array:

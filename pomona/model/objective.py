@@ -1,15 +1,17 @@
 """From parameters and a batch to the quantities every objective is made of.
 
-Shapes: B batch, T tokens, D model, V vocabulary, N query heads, K key-value heads, H head.
+Shapes: B batch, T tokens, D model, V vocabulary, N query heads, K key-value heads, H head,
+L layers, F feed-forward.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pomona.model.config import Architecture, Execution
-from pomona.model.decoder import Decoder, embed, run_layers
+from pomona.model.decoder import Decoder, Observe, embed, run_layers
 from pomona.ops.attention import attention
 from pomona.ops.cross_entropy import cross_entropy
 from pomona.parallel import rules
@@ -45,6 +47,31 @@ def hidden_states(
     params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
 ) -> jax.Array:
     """hidden_BTD after the final norm, in the compute dtype."""
+    return _run(params, batch, architecture, execution, rope_base)[0]
+
+
+def unit_sums(
+    params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
+) -> jax.Array:
+    """The absolute values of the feed-forward units, summed over the tokens of real documents, float32 [L, F]."""
+    real_BT = (batch.segments > 0).astype(jnp.float32)
+
+    def observe(units_BTF: jax.Array) -> jax.Array:
+        sizes_BTF = jnp.abs(units_BTF.astype(jnp.float32))
+        return rules.project("btf,bt->f", sizes_BTF, real_BT, ("ffn",))
+
+    return _run(params, batch, architecture, execution, rope_base, observe)[1]
+
+
+def _run(
+    params: Decoder,
+    batch: TokenBatch,
+    architecture: Architecture,
+    execution: Execution,
+    rope_base: float,
+    observe: Observe | None = None,
+) -> tuple[jax.Array, Any]:
+    """hidden_BTD, and what was observed of every layer, stacked."""
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
         # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
@@ -69,8 +96,7 @@ def hidden_states(
         return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
 
     x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
-    hidden_BTD, _ = run_layers(params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base)
-    return hidden_BTD
+    return run_layers(params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base, observe)
 
 
 def next_token_loss(

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-Role = Literal["linear", "embedding", "norm"]
+Role = Literal["linear", "embedding", "norm", "score"]
+"""`score`: one number a unit, by which a mask chooses."""
 
 
 @dataclasses.dataclass(frozen=True)

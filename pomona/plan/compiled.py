@@ -103,9 +103,10 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     from pomona.parallel import rules
     from pomona.parallel.mesh import build_mesh
     from pomona.train.config import decide
+    from pomona.train.feed import BATCH_AXES
     from pomona.train.objectives import objective_of
     from pomona.train.state import abstract_state, state_shardings
-    from pomona.train.step import BATCH_AXES, train_step
+    from pomona.train.step import train_step
 
     mesh = build_mesh(at_stage(run, index).mesh, devices)
     run = at_stage(decide(run, "tpu", len(devices)), index)

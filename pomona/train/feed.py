@@ -14,7 +14,8 @@ from pomona.data.loader import Batch, Batches, stream
 from pomona.model.objective import TokenBatch
 from pomona.parallel import rules
 from pomona.train.config import Stage
-from pomona.train.step import BATCH_AXES
+
+BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
 
 
 class Feed:

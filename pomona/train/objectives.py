@@ -5,13 +5,20 @@ import jax
 from pomona.model.config import Execution
 from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
+from pomona.train.balanced_grid import on_grid
 from pomona.train.config import Run
 from pomona.train.objective import Objective
+from pomona.train.objective_config import BalancedGrid, SoftTopK
 from pomona.train.origin import begin_at
+from pomona.train.soft_top_k import learned_masks
 
 
 def objective_of(run: Run) -> Objective:
     """The objective of a run."""
+    if isinstance(run.objective, SoftTopK):
+        return learned_masks(run)
+    if isinstance(run.objective, BalancedGrid):
+        return on_grid(run)
     return next_token(run)
 
 

@@ -16,8 +16,6 @@ from pomona.train.config import Run, Stage, at_stage
 from pomona.train.objectives import objective_of
 from pomona.train.state import TrainState, stage_optimizer
 
-BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
-
 
 def train_step(run: Run, index: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The step of stage `index` of a decided run: (state, batch of [A, B, T], frozen) -> (new state, float32 scalars).
