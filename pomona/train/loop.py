@@ -151,7 +151,7 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
             if done == first and index > 0:
                 state = TrainState(state.params, start_stage(state.optimizer))
                 session.watch.start_stage()
-            frozen = objective_of(run).load_frozen(session.meshes[index])
+            frozen = objective_of(at_stage(run, index)).load_frozen(session.meshes[index])
             heldout = _held_out(session, index, frozen)
             if done == first == 0:
                 bits = evaluate(state, heldout)["bits_per_byte"]
@@ -301,7 +301,8 @@ def _check_corpus(run: Run, prepared: Prepared) -> None:
 def _batches(run: Run, prepared: Prepared, index: int, skipped: tuple[tuple[int, int], ...]) -> Batches:
     """The batches of stage `index`; each stage shuffles by a seed of its own."""
     stage, seed = run.stages[index], run.seed + 1_000_003 * index
-    batches = open_batches(prepared, stage.sequence_length, stage.batch_size, seed, stage.mixture)
+    teacher = objective_of(at_stage(run, index)).teacher
+    batches = open_batches(prepared, stage.sequence_length, stage.batch_size, seed, stage.mixture, teacher)
     return dataclasses.replace(batches, skipped=skipped)
 
 
