@@ -11,6 +11,7 @@ VERBS = {
     "recipes": "list the recipes, or show one with every setting",
     "plan": "say what a recipe takes on given chips: memory, time, money",
     "train": "train a recipe, or go on with a run that was stopped",
+    "distill": "let a model learn from what a larger one expects",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "generate": "let a trained model continue a prompt",
     "export": "write a run as a Hugging Face folder",

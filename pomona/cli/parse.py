@@ -146,9 +146,18 @@ def configure(name: str, arguments: list[str], verb: str, description: str, also
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    default = with_parts(recipe(name)(), arguments)
-    check_names(default, arguments, f"{verb} {name}", also)
-    return parse(Run, kinds_first(default, arguments), f"{verb} {name}", default=default, description=description)
+    return adjust(recipe(name)(), arguments, f"{verb} {name}", description, also)
+
+
+def adjust(default: Run, arguments: list[str], command: str, description: str, also: Collection[str] = ()) -> Run:
+    """A run with overrides; `command` is what they follow on the command line.
+
+    Raises:
+        UserError: an unknown setting or value.
+    """
+    default = with_parts(default, arguments)
+    check_names(default, arguments, command, also)
+    return parse(Run, kinds_first(default, arguments), command, default=default, description=description)
 
 
 def with_parts(config: Any, arguments: Collection[str], prefix: str = "--") -> Any:

@@ -14,6 +14,7 @@ document have zeros, which nobody reads. A build that was killed goes on with th
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,8 @@ def shard_records(files: TokenFiles, shard: int, sequence_length: int) -> Record
     return Records(files, pack(files.starts[inside], files.lengths[inside], sequence_length), sequence_length)
 
 
-def place_labels(records: Records, rows: np.ndarray, shard: int, dtype: np.dtype) -> np.ndarray:
-    """The labels of a shard's ids, from the labels [records, T] of its records."""
+def place_labels(records: Records, rows: Sequence[np.ndarray], shard: int, dtype: np.dtype) -> np.ndarray:
+    """The labels of a shard's ids, from the labels [T] of each of its records."""
     files, plan = records.files, records.plan
     begin = int(files.shard_starts[shard])
     labels = np.zeros(files.shards[shard].size, dtype)

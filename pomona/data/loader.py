@@ -38,6 +38,10 @@ class Records:
     def __len__(self) -> int:
         return self.plan.num_records
 
+    def predictions(self, index: int) -> int:
+        """How many tokens of a record are predicted; the rest is padding."""
+        return int(self.plan.lengths[self.plan.records[index] : self.plan.records[index + 1]].sum())
+
     def __getitem__(self, index: int) -> np.ndarray:
         record = np.zeros((4 if self.labels is None else 5, self.length), np.int32)
         first, last = self.plan.records[index], self.plan.records[index + 1]

@@ -189,8 +189,15 @@ def _records(prepared: Prepared, source: str, length: int, heldout: bool, teache
 
 
 @contextlib.contextmanager
-def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time works in a folder; the kernel drops the lock of a process that dies."""
+def one_at_a_time(folder: Path, report: Callable[[str], None], among: bool = True) -> Iterator[None]:
+    """One process at a time works in a folder; the kernel drops the lock of a process that dies.
+
+    Args:
+        among: whether this process is one of those that take turns; the others of its job follow it.
+    """
+    if not among:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

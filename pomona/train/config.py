@@ -16,7 +16,7 @@ from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
 from pomona.train.fault_config import FaultConfig, check_faults
-from pomona.train.objective_config import NextToken, ObjectiveConfig, check_objective, in_stage
+from pomona.train.objective_config import NextToken, ObjectiveConfig, check_distillation, in_stage
 
 CPU_MICRO_BATCH_TOKENS = 1024
 
@@ -166,7 +166,7 @@ def check_run(run: Run) -> None:
     check_optimizer(run.optimizer)
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")
-    check_objective(run.objective, len(run.stages))
+    check_distillation(run.objective, len(run.stages))
     for index, stage in enumerate(run.stages):
         micro_batches = 1 if stage.micro_batches is None else stage.micro_batches
         sizes = (stage.steps, stage.batch_size, stage.sequence_length, micro_batches)

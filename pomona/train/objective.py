@@ -41,5 +41,5 @@ class Objective:
     """The arrays of `frozen`, laid out on a mesh."""
     begin: Callable[[Mesh], Any] | None = None
     """The trained tree before the first step, laid out on a mesh; None: drawn from the run's seed."""
-    teacher: str | None = None
-    """The fingerprint of the teacher whose labels of a batch the loss reads, where it reads any."""
+    labels: bool = False
+    """Whether the loss reads the labels that a teacher gave to a batch."""

@@ -40,7 +40,7 @@ class Distillation:
 ObjectiveConfig = NextToken | Distillation
 
 
-def check_objective(objective: ObjectiveConfig, num_stages: int) -> None:
+def check_distillation(objective: ObjectiveConfig, num_stages: int) -> None:
     """Raises `UserError` for an objective that cannot be meant."""
     if not isinstance(objective, Distillation):
         return
@@ -62,6 +62,27 @@ def check_objective(objective: ObjectiveConfig, num_stages: int) -> None:
             "the teacher teaches in the first stage at least.",
             "--objective.stages 1",
         )
+
+
+def check_teacher(objective: ObjectiveConfig) -> None:
+    """Raises `UserError` for a distillation without a teacher, as recipes state it: it can be planned, not trained."""
+    if isinstance(objective, Distillation) and objective.teacher is None:
+        raise UserError(
+            "this run is distilled, and no teacher is named.",
+            "a student learns from the checkpoint of another run.",
+            "pomona distill RECIPE --teacher RUN",
+        )
+
+
+def label_teacher(objective: ObjectiveConfig) -> str | None:
+    """The fingerprint of the teacher whose labels a batch carries; None where it carries none."""
+    wanted = isinstance(objective, Distillation) and objective.target == "top1" and objective.teacher
+    return wanted.fingerprint if wanted else None
+
+
+def in_use(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """What a checkpoint is by, once nobody trains it: a distilled model no longer needs its teacher."""
+    return NextToken() if isinstance(objective, Distillation) else objective
 
 
 def in_stage(objective: ObjectiveConfig, index: int) -> ObjectiveConfig:

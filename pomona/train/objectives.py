@@ -6,12 +6,20 @@ from pomona.model.config import Execution
 from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.train.config import Run
+from pomona.train.distillation import distillation
 from pomona.train.objective import Objective
+from pomona.train.objective_config import Distillation
 from pomona.train.origin import begin_at
 
 
 def objective_of(run: Run) -> Objective:
-    """The objective of a run."""
+    """The objective of a run; of one of its stages, where `at_stage` gave it.
+
+    Raises:
+        UserError: it reads another run, which cannot be read.
+    """
+    if isinstance(run.objective, Distillation):
+        return distillation(run, run.objective, objective_of)
     return next_token(run)
 
 
