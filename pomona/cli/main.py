@@ -11,6 +11,7 @@ VERBS = {
     "recipes": "list the recipes, or show one with every setting",
     "plan": "say what a recipe takes on given chips: memory, time, money",
     "train": "train a recipe, or go on with a run that was stopped",
+    "distill": "let a model learn from what a larger one expects",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "prune": "make a trained model's feed-forward blocks narrower",
     "qat": "train a model on with its weights on a 2-bit grid",

@@ -27,26 +27,35 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The packed records of one source; a random-access source for Grain. An element is int32 [4, T]."""
+    """The packed records of one source; a random-access source for Grain. An element is int32 [4, T], or [5, T] with
+    a teacher's labels."""
 
     files: TokenFiles
     plan: Plan
     length: int
+    labels: TokenFiles | None = None  # as `files`, with a teacher's label in the place of every id
 
     def __len__(self) -> int:
         return self.plan.num_records
 
+    def predictions(self, index: int) -> int:
+        """How many tokens of a record are predicted; the rest is padding."""
+        return int(self.plan.lengths[self.plan.records[index] : self.plan.records[index + 1]].sum())
+
     def __getitem__(self, index: int) -> np.ndarray:
-        record = np.zeros((4, self.length), np.int32)
+        record = np.zeros((4 if self.labels is None else 5, self.length), np.int32)
         first, last = self.plan.records[index], self.plan.records[index + 1]
         at = 0
         for segment, piece in enumerate(range(first, last), start=1):
             size = int(self.plan.lengths[piece])
-            ids = self.files.read(int(self.plan.starts[piece]), size + 1)
+            start = int(self.plan.starts[piece])
+            ids = self.files.read(start, size + 1)
             record[0, at : at + size] = ids[:-1]
             record[1, at : at + size] = ids[1:]
             record[2, at : at + size] = segment
             record[3, at : at + size] = np.arange(size)
+            if self.labels is not None:
+                record[4, at : at + size] = self.labels.read(start, size)
             at += size
         return record
 

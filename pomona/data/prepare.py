@@ -3,6 +3,7 @@
     <cache>/<fingerprint>/tokenizer/        the tokenizer
     <cache>/<fingerprint>/<source>/         token files, see token_files.py
     <cache>/<fingerprint>/done.json         counts; written last
+    <cache>/<fingerprint>/labels/           what teachers expect of the text, see labels.py
 
 The fingerprint covers everything that decides the content: addresses, the names, sizes and times of the files, the
 tokenizer and the split. The folder is made once, survives a kill anywhere, and is shared by all runs.
@@ -23,10 +24,11 @@ from pomona.core.config import to_json
 from pomona.core.errors import UserError
 from pomona.core.files import disk_errors, read_json, write_json
 from pomona.data.config import DataConfig, Weight, check_data
+from pomona.data.labels import label_folder, open_labels
 from pomona.data.loader import Batch, Batches, Records, mix, stack
 from pomona.data.pack import pack
 from pomona.data.sources import documents, state
-from pomona.data.token_files import open_token_files, token_dtype, tokenize
+from pomona.data.token_files import TokenFiles, open_token_files, token_dtype, tokenize
 from pomona.data.tokenizer import MODEL_FILE, load_tokenizer, train_tokenizer
 
 FORMAT = 1
@@ -50,7 +52,7 @@ def prepare(config: DataConfig, report: Callable[[str], None]) -> Prepared:
     """
     check_data(config)
     folder = Path(config.cache) / corpus_fingerprint(config)
-    with disk_errors(folder), _lock(folder, report):
+    with disk_errors(folder), one_at_a_time(folder, report):
         if not (folder / "done.json").exists():
             _prepare(config, folder, report)
     done = read_json(folder / "done.json")
@@ -71,12 +73,41 @@ def corpus_fingerprint(config: DataConfig) -> str:
 
 
 def open_batches(
-    prepared: Prepared, sequence_length: int, batch_size: int, seed: int, mixture: Sequence[Weight] = ()
+    prepared: Prepared,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    mixture: Sequence[Weight] = (),
+    teacher: str | None = None,
 ) -> Batches:
-    """The training batches at a sequence length. `mixture`, if any, replaces the sources' own weights.
+    """The training batches at a sequence length.
+
+    Args:
+        mixture: replaces the sources' own weights, if any.
+        teacher: the fingerprint of the teacher whose labels the batches carry.
 
     Raises:
-        UserError: a source of the mixture is unknown, or all text makes less than one batch.
+        UserError: a source of the mixture is unknown, all text makes less than one batch, or labels are missing.
+    """
+    weights = source_weights(prepared, mixture)
+    sources = [_records(prepared, name, sequence_length, heldout=False, teacher=teacher) for name in weights]
+    available = sum(len(records) for records in sources)
+    tokens = sum(records.files.num_tokens for records in sources)
+    if available < batch_size or any(len(records) == 0 for records in sources):
+        raise UserError(
+            f"the corpus is smaller than one batch: {tokens:,} training tokens make {available} records of "
+            f"{sequence_length} tokens, and a batch is {batch_size} records.",
+            "the training text fills one batch at least, and every source one record.",
+            f"more text, a smaller batch size (at most {max(available, 1)}), or a shorter sequence length.",
+        )
+    return mix(sources, list(weights.values()), batch_size, seed)
+
+
+def source_weights(prepared: Prepared, mixture: Sequence[Weight]) -> dict[str, float]:
+    """The sources that are read with a mixture, each with its positive weight.
+
+    Raises:
+        UserError: a source of the mixture is unknown.
     """
     weights = {source.name: source.weight for source in prepared.config.sources}
     if mixture:
@@ -88,18 +119,7 @@ def open_batches(
                     "one of: " + ", ".join(weights),
                 )
         weights = {item.source: item.weight for item in mixture}
-    weights = {name: weight for name, weight in weights.items() if weight > 0}
-    sources = [_records(prepared, name, sequence_length, heldout=False) for name in weights]
-    available = sum(len(records) for records in sources)
-    tokens = sum(records.files.num_tokens for records in sources)
-    if available < batch_size or any(len(records) == 0 for records in sources):
-        raise UserError(
-            f"the corpus is smaller than one batch: {tokens:,} training tokens make {available} records of "
-            f"{sequence_length} tokens, and a batch is {batch_size} records.",
-            "the training text fills one batch at least, and every source one record.",
-            f"more text, a smaller batch size (at most {max(available, 1)}), or a shorter sequence length.",
-        )
-    return mix(sources, list(weights.values()), batch_size, seed)
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def heldout_batches(
@@ -156,20 +176,33 @@ def _prepare(config: DataConfig, folder: Path, report: Callable[[str], None]) ->
     write_json(folder / "done.json", {"vocab_size": vocab_size, "sources": to_json(config.sources)})
 
 
-def _records(prepared: Prepared, source: str, length: int, heldout: bool) -> Records:
-    folder = prepared.folder / source
-    files = open_token_files(folder, token_dtype(prepared.vocab_size), heldout)
-    return Records(files, pack(files.starts, files.lengths, length), length)
+def token_files(prepared: Prepared, source: str, heldout: bool) -> TokenFiles:
+    """The training or the held-out documents of a source."""
+    return open_token_files(prepared.folder / source, token_dtype(prepared.vocab_size), heldout)
+
+
+def _records(prepared: Prepared, source: str, length: int, heldout: bool, teacher: str | None = None) -> Records:
+    files, labels = token_files(prepared, source, heldout), None
+    if teacher is not None:
+        labels = open_labels(label_folder(prepared.folder, teacher, length), source, files)
+    return Records(files, pack(files.starts, files.lengths, length), length, labels)
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time; the kernel drops the lock of a process that dies."""
+def one_at_a_time(folder: Path, report: Callable[[str], None], among: bool = True) -> Iterator[None]:
+    """One process at a time works in a folder; the kernel drops the lock of a process that dies.
+
+    Args:
+        among: whether this process is one of those that take turns; the others of its job follow it.
+    """
+    if not among:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"another process is preparing the same text in {folder}; waiting for it")
+            report(f"another process is preparing the same in {folder}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -37,7 +37,7 @@ class TokenBatch:
 class LossSums:
     """Sums over the target tokens of a batch, float32 scalars, so that shards and micro-batches add up."""
 
-    total: jax.Array  # what is minimised: nll + z
+    total: jax.Array  # what is minimised: nll + z where there is no teacher
     nll: jax.Array  # nats
     z: jax.Array  # the z-loss, weighted
     tokens: jax.Array
@@ -100,12 +100,22 @@ def _run(
 
 
 def next_token_loss(
-    params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
+    params: Decoder,
+    batch: TokenBatch,
+    architecture: Architecture,
+    execution: Execution,
+    rope_base: float,
+    taught_share: float = 0.0,
 ) -> LossSums:
-    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents."""
-    hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
+    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents.
 
-    def local(hidden_BTD, shard_VD, targets_BT, segments_BT):
+    Args:
+        taught_share: how much of the target is the batch's labels, where it has any.
+    """
+    hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
+    labels = [] if batch.labels is None else [batch.labels]
+
+    def local(hidden_BTD, shard_VD, targets_BT, segments_BT, *labels):
         table_VD = rules.whole(shard_VD, ("vocab", "model"), hidden_BTD.dtype)
         weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
@@ -117,10 +127,12 @@ def next_token_loss(
             z_loss=Z_LOSS,
             chunk_tokens=execution.loss_chunk_tokens,
             vocab_axis=axes[0] if axes else None,
+            taught_M=labels[0].reshape(-1) if labels else None,
+            taught_share=taught_share,
         )
         sums = LossSums(total, nll, z, jnp.sum(weights_M))
         return rules.sum_over(rules.sum_over(sums, "batch"), "tokens")
 
     token_axes = ("batch", "tokens")
-    arguments = [(*token_axes, None), ("vocab", "model"), token_axes, token_axes]
-    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.segments)
+    arguments = [(*token_axes, None), ("vocab", "model"), *[token_axes] * (2 + len(labels))]
+    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.segments, *labels)

@@ -16,7 +16,7 @@ from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
 from pomona.train.fault_config import FaultConfig, check_faults
-from pomona.train.objective_config import NextToken, ObjectiveConfig, check_objective
+from pomona.train.objective_config import NextToken, ObjectiveConfig, check_objective, in_stage
 
 CPU_MICRO_BATCH_TOKENS = 1024
 
@@ -95,10 +95,11 @@ def stage_after(run: Run, step: int) -> int:
 
 
 def at_stage(run: Run, index: int) -> Run:
-    """The same run with the mesh and the recomputation of one of its stages as its own."""
+    """The same run with the mesh, the recomputation and the objective of one of its stages as its own."""
     stage = run.stages[index]
     execution = dataclasses.replace(run.execution, remat=stage.remat or run.execution.remat)
-    return dataclasses.replace(run, mesh=stage.mesh or run.mesh, execution=execution)
+    objective = in_stage(run.objective, index)
+    return dataclasses.replace(run, mesh=stage.mesh or run.mesh, execution=execution, objective=objective)
 
 
 def mesh_option(run: Run, index: int) -> str:
@@ -163,9 +164,9 @@ def check_run(run: Run) -> None:
     check_checkpoint(run.checkpoint)
     check_faults(run.faults)
     check_optimizer(run.optimizer)
-    check_objective(run.objective, run.origin, run.architecture)
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")
+    check_objective(run.objective, run.origin, run.architecture, len(run.stages))
     for index, stage in enumerate(run.stages):
         micro_batches = 1 if stage.micro_batches is None else stage.micro_batches
         sizes = (stage.steps, stage.batch_size, stage.sequence_length, micro_batches)

@@ -15,6 +15,7 @@ from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, Stage
+from pomona.train.objective_config import in_use
 from pomona.train.objectives import objective_of
 
 
@@ -47,7 +48,7 @@ def load_model(path: Path, step: int | None = None) -> Model:
     folder = RunFolder(path)
     run = read_config(folder, Run)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    objective = objective_of(run)
+    objective = objective_of(dataclasses.replace(run, objective=in_use(run.objective)))
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(objective.trained))
     found = restore(folder.checkpoints, lambda _: {"params": shapes}, step)
     if found is None:

@@ -45,6 +45,7 @@ from pomona.train.endings import check_delivered, roll_back, save
 from pomona.train.evaluate import HeldOut, evaluate
 from pomona.train.feed import Feed
 from pomona.train.flight import About, Flight
+from pomona.train.objective_config import check_teacher, label_teacher
 from pomona.train.objectives import objective_of
 from pomona.train.rollback import LossWatch, RollBack, passed_over
 from pomona.train.session import Place, Session
@@ -68,6 +69,7 @@ def train(run: Run, path: Path, live: Live | None = None) -> dict[str, float]:
         Preempted: a signal asked to stop; the state is saved.
     """
     check_run(run)
+    check_teacher(run.objective)
     start_processes()
     devices = jax.devices()
     asked, run = run, decide(run, devices[0].platform, len(devices))
@@ -151,7 +153,7 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
             if done == first and index > 0:
                 state = TrainState(state.params, start_stage(state.optimizer))
                 session.watch.start_stage()
-            frozen = objective_of(run).load_frozen(session.meshes[index])
+            frozen = objective_of(at_stage(run, index)).load_frozen(session.meshes[index])
             heldout = _held_out(session, index, frozen)
             if done == first == 0:
                 bits = evaluate(state, heldout)["bits_per_byte"]
@@ -301,7 +303,8 @@ def _check_corpus(run: Run, prepared: Prepared) -> None:
 def _batches(run: Run, prepared: Prepared, index: int, skipped: tuple[tuple[int, int], ...]) -> Batches:
     """The batches of stage `index`; each stage shuffles by a seed of its own."""
     stage, seed = run.stages[index], run.seed + 1_000_003 * index
-    batches = open_batches(prepared, stage.sequence_length, stage.batch_size, seed, stage.mixture)
+    teacher = label_teacher(at_stage(run, index).objective)
+    batches = open_batches(prepared, stage.sequence_length, stage.batch_size, seed, stage.mixture, teacher)
     return dataclasses.replace(batches, skipped=skipped)
 
 

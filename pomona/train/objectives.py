@@ -7,14 +7,21 @@ from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.train.balanced_grid import on_grid
 from pomona.train.config import Run
+from pomona.train.distillation import distillation
 from pomona.train.objective import Objective
-from pomona.train.objective_config import BalancedGrid, SoftTopK
+from pomona.train.objective_config import BalancedGrid, Distillation, SoftTopK
 from pomona.train.origin import begin_at
 from pomona.train.soft_top_k import learned_masks
 
 
 def objective_of(run: Run) -> Objective:
-    """The objective of a run."""
+    """The objective of a run; of one of its stages, where `at_stage` gave it.
+
+    Raises:
+        UserError: it reads another run, which cannot be read.
+    """
+    if isinstance(run.objective, Distillation):
+        return distillation(run, run.objective, objective_of)
     if isinstance(run.objective, SoftTopK):
         return learned_masks(run)
     if isinstance(run.objective, BalancedGrid):
