@@ -14,7 +14,10 @@ Shapes: G groups, X bins, C cuts, E entries of a table.
 
 import numpy as np
 
-CUTS = 128
+CUTS = 64
+FINER = 4
+WINDOW = 8
+STEPS = (3, 1)
 COARSE = 16
 """Bins that are one for the cube root of the density, which takes some weights a bin to be told."""
 MOST_ROUNDS = 300
@@ -37,8 +40,15 @@ def kmeans(histogram_GX: np.ndarray, entries: int) -> np.ndarray:
     Args:
         histogram_GX: float64, the weight in every bin.
     """
-    sums = _Sums(histogram_GX)
-    return _lloyd(sums, _best_segments(sums, _cuts(histogram_GX), entries))
+    sums, cuts_GC = _Sums(histogram_GX), _cuts(histogram_GX)
+    window = np.arange(-WINDOW, WINDOW + 1)
+    chosen_GN = _best_segments(sums, cuts_GC[:, ::FINER], entries) * FINER
+    near_GNW = np.clip(chosen_GN[:, :, None] + window, 0, cuts_GC.shape[1] - 1)
+    near_GNW = np.take_along_axis(cuts_GC[:, None, :], near_GNW, axis=2)
+    for step in STEPS:
+        edges_GN = _better_edges(sums, near_GNW)
+        near_GNW = np.clip(edges_GN[:, 1:-1, None] + step * window, 0, sums.bins)
+    return _lloyd(sums, _better_edges(sums, near_GNW))
 
 
 def boundaries(centers_GE: np.ndarray, bins: int) -> np.ndarray:
@@ -54,7 +64,7 @@ class _Sums:
         self.groups, self.bins = histogram_GX.shape
         middle_X = value(np.arange(self.bins) + 0.5, self.bins)
         self._moments = []
-        for power in range(3):
+        for power in range(2):
             sums = np.zeros((self.groups, self.bins + 1))
             np.cumsum(histogram_GX * middle_X**power, axis=1, out=sums[:, 1:])
             self._moments.append(sums.ravel())
@@ -83,28 +93,50 @@ def _lloyd(sums: _Sums, edges_GN: np.ndarray) -> np.ndarray:
 
 
 def _best_segments(sums: _Sums, cuts_GC: np.ndarray, entries: int) -> np.ndarray:
-    """int64 [G, E + 1]: the edges, out of the cuts, of the segments with the least sum of squared distances."""
+    """int64 [G, E - 1]: which of the cuts are the inner edges of the segments with the least squared distance.
+
+    What is maximised is the sum of moment^2 / mass: the squares themselves are the same for all segments.
+    """
     groups, cuts = cuts_GC.shape
-    below = [sums.below(cuts_GC, power) for power in range(3)]
-    edges_GN = np.empty((groups, entries + 1), np.int64)
-    never = np.tri(cuts, k=-1, dtype=bool)  # a segment that ends before it begins
+    chosen_GN = np.empty((groups, entries - 1), np.int64)
+    mass_GC, moment_GC = sums.below(cuts_GC, 0), sums.below(cuts_GC, 1)
     total_CC = np.empty((cuts, cuts), np.float32)
-    for group in range(groups):  # one by one, since a table of costs fits the cache
-        mass_CC, moment_CC, square_CC = (x[group][None, :] - x[group][:, None] for x in below)  # [begin, end]
-        explained_CC = np.divide(moment_CC**2, mass_CC, out=np.zeros_like(mass_CC), where=mass_CC > 0)
-        cost_CC = (square_CC - explained_CC).astype(np.float32)
-        cost_CC[never] = np.inf
-        least = [cost_CC[0]]  # [C]: of the weights below each cut in 1, 2, ... segments
+    for group in range(groups):  # one by one, since the table of gains fits the cache
+        gain_CC = _gain(*(x[group][None, :] - x[group][:, None] for x in (mass_GC, moment_GC))).astype(np.float32)
+        most = [gain_CC[0]]  # [C]: of what lies below each cut, in 1, 2, ... segments
         for _ in range(entries - 1):
-            np.add(cost_CC, least[-1][:, None], out=total_CC)
-            least.append(total_CC.min(axis=0))
+            np.add(gain_CC, most[-1][:, None], out=total_CC)
+            most.append(total_CC.max(axis=0))
         end = cuts - 1
-        for segment in range(entries, 0, -1):
-            edges_GN[group, segment] = cuts_GC[group, end]
-            if segment > 1:
-                end = int(np.argmin(cost_CC[:, end] + least[segment - 2]))
-    edges_GN[:, 0] = 0
+        for segment in range(entries - 2, -1, -1):
+            end = chosen_GN[group, segment] = int(np.argmax(gain_CC[:, end] + most[segment]))
+    return chosen_GN
+
+
+def _better_edges(sums: _Sums, near_GNW: np.ndarray) -> np.ndarray:
+    """int64 [G, E + 1]: the best edges where each inner one has W places to choose from; the ends stay."""
+    groups, inner, places = near_GNW.shape
+    ends = [np.full((groups, 1), at, np.int64) for at in (0, sums.bins)]
+    ways = [ends[0], *(near_GNW[:, e] for e in range(inner)), ends[1]]
+    mass, moment = ([sums.below(way, power) for way in ways] for power in range(2))
+    most, came_from = np.zeros((groups, 1)), []
+    for e in range(1, inner + 2):
+        gain = _gain(*(x[e][:, None, :] - x[e - 1][:, :, None] for x in (mass, moment)))  # [G, begin, end]
+        gain += most[:, :, None]
+        came_from.append(gain.argmax(axis=1))
+        most = np.take_along_axis(gain, came_from[-1][:, None], axis=1)[:, 0]
+    edges_GN = np.empty((groups, inner + 2), np.int64)
+    at = np.zeros((groups, 1), np.int64)
+    for e in range(inner + 1, -1, -1):
+        edges_GN[:, e] = np.take_along_axis(ways[e], at, axis=1)[:, 0]
+        at = np.take_along_axis(came_from[e - 1], at, axis=1) if e else at
     return edges_GN
+
+
+def _gain(mass: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """moment^2 / mass of segments; minus infinity where a segment ends before it begins."""
+    gain = np.where(mass < 0, -np.inf, 0.0)
+    return np.divide(moment * moment, mass, out=gain, where=mass > 0)
 
 
 def _cuts(histogram_GX: np.ndarray) -> np.ndarray:
@@ -115,7 +147,7 @@ def _cuts(histogram_GX: np.ndarray) -> np.ndarray:
     density = np.cbrt(weight * widths**2)  # the cube root of weight / width, times width
     reached = np.zeros((groups, bins // COARSE + 1))
     np.cumsum(density, axis=1, out=reached[:, 1:])
-    at, shares = np.arange(bins // COARSE + 1) * COARSE, np.linspace(0, 1, CUTS)
+    at, shares = np.arange(bins // COARSE + 1) * COARSE, np.linspace(0, 1, (CUTS - 1) * FINER + 1)
     cuts = np.stack([np.interp(shares * row[-1], row, at) for row in reached]).astype(np.int64)
     cuts[:, 0], cuts[:, -1] = 0, bins
     return cuts
