@@ -38,8 +38,9 @@ def kmeans(histogram_GX: np.ndarray, entries: int) -> np.ndarray:
     """centers_GE, ascending values of least weighted squared distance.
 
     Args:
-        histogram_GX: float64, the weight in every bin.
+        histogram_GX: float64, the weight in every bin; every group has some.
     """
+    histogram_GX = histogram_GX / histogram_GX.sum(axis=1, keepdims=True)  # in the range of float32
     sums, cuts_GC = _Sums(histogram_GX), _cuts(histogram_GX)
     window = np.arange(-WINDOW, WINDOW + 1)
     chosen_GN = _best_segments(sums, cuts_GC[:, ::FINER], entries) * FINER
@@ -115,7 +116,7 @@ def _best_segments(sums: _Sums, cuts_GC: np.ndarray, entries: int) -> np.ndarray
 
 def _better_edges(sums: _Sums, near_GNW: np.ndarray) -> np.ndarray:
     """int64 [G, E + 1]: the best edges where each inner one has W places to choose from; the ends stay."""
-    groups, inner, places = near_GNW.shape
+    groups, inner, _ = near_GNW.shape
     ends = [np.full((groups, 1), at, np.int64) for at in (0, sums.bins)]
     ways = [ends[0], *(near_GNW[:, e] for e in range(inner)), ends[1]]
     mass, moment = ([sums.below(way, power) for way in ways] for power in range(2))
