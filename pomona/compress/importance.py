@@ -38,11 +38,11 @@ def fisher(
     """h_LIO of every projection by its name, float32, from the first `samples` sequences of `batches`."""
 
     def add(total: Layer, params: Decoder, batch: TokenBatch) -> Layer:
-        def nats(layers: Layer) -> jax.Array:
+        def loss(layers: Layer) -> jax.Array:
             changed = Decoder(params.embedding, layers, params.final_norm)
-            return next_token_loss(changed, batch, architecture, execution, rope_base).nll
+            return next_token_loss(changed, batch, architecture, execution, rope_base).total
 
-        return jax.tree.map(lambda old, g: old + g * g, total, jax.grad(nats)(params.layers))
+        return jax.tree.map(lambda old, g: old + g * g, total, jax.grad(loss)(params.layers))
 
     add_jit = jax.jit(add, donate_argnums=0)
     total: Layer = jax.tree.map(jnp.zeros_like, params.layers)

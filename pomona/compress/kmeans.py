@@ -1,10 +1,11 @@
 """Weighted one-dimensional k-means of many groups at once, on histograms.
 
 The best segments of a sorted line are found by dynamic programming, exactly, where they may only begin at chosen cuts:
-evenly in the integral of the cube root of the density, as the theory of quantizers would put the entries of a large
-table (Panter and Dite 1951). From there Lloyd's algorithm moves the borders over all bins; with prefix sums a round
-costs one look-up an entry, whatever the number of weights. Lloyd's algorithm alone, from quantiles, ends 0.1 to 2 %
-above the optimum for Gaussian weights and 30 % above it for heavy tails; this ends within a thousandth.
+evenly in the integral of the cube root of the density, as the theory of quantizers puts the entries of a large table
+(Panter and Dite 1951). Then every edge may move among the bins around it, by dynamic programming again, and at last
+Lloyd's algorithm moves all of them until nothing changes. Lloyd's algorithm alone, from quantiles, ends 0.1 to 2 %
+above the optimum for Gaussian weights and 30 % above it for heavy tails; this ends less than 0.01 % above it for groups
+of 8000 weights, and less than 0.2 % for groups of 1500 (tests/compress; of a few hundred weights it may be 3 %).
 
 Values lie between -1 and 1. Bins are narrow where values are small (`position`), so that a few large weights do not
 leave all others in a handful of bins.
@@ -14,10 +15,14 @@ Shapes: G groups, X bins, C cuts, E entries of a table.
 
 import numpy as np
 
-CUTS = 64
-FINER = 4
+CUTS = 192
+"""Where a segment may begin in the first search. Fewer miss the best one for heavy tails: 64 by up to 38 %."""
+FINER = 2
+"""Places for an edge from one cut to the next, in the second search."""
 WINDOW = 8
+"""Places to either side of an edge that later searches try."""
 STEPS = (3, 1)
+"""Bins from place to place in the third search and the fourth."""
 COARSE = 16
 """Bins that are one for the cube root of the density, which takes some weights a bin to be told."""
 MOST_ROUNDS = 300

@@ -111,9 +111,12 @@ def _fit_tables(
     for group, rows in _groups(part_OI):
         shrink = (inverse[rows] / largest_G[group])[:, None]
         bins_OI[rows] = _bins(part_OI[rows] * shrink)
-        weights = None if h_OI is None else (h_OI[rows] * (first[rows] ** 2)[:, None]).ravel()
-        counted = np.bincount(bins_OI[rows].ravel().astype(np.intp), weights, BINS)
-        histogram[group] = counted if counted.any() else np.bincount(bins_OI[rows].ravel(), minlength=BINS)
+        # sum h (W - scale c)^2 = sum h scale^2 (W / scale - c)^2: larger outputs count more.
+        weights = np.broadcast_to((first[rows].astype(np.float64) ** 2)[:, None], bins_OI[rows].shape)
+        if h_OI is not None and h_OI[rows].any():
+            weights = weights * h_OI[rows]
+        counted = np.bincount(bins_OI[rows].ravel().astype(np.intp), weights.ravel(), BINS)
+        histogram[group] = counted if counted.any() else 1  # nothing but zeros: any table is right
     tables[:] = kmeans(histogram, tables.shape[1]) * largest_G[:, None]
     stored = tables.astype(np.float32)
     edges = np.clip(boundaries(stored / largest_G[:, None], BINS), 0, BINS)
