@@ -42,6 +42,9 @@ bench-startup: .venv/base  ## how long a person waits for --help, the first step
 bench-train-gpu: .venv/gpu  ## MFU of an AFM-on-device-shaped model on one NVIDIA GPU
 	.venv/bin/python bench/train_gpu.py
 
+bench-palettize: .venv/coremltools  ## seconds, memory and error of palettizing a 3 B model beside coremltools
+	.venv/bin/python bench/palettize.py
+
 bench-cost-model: .venv/base .venv/libtpu  ## predicted TPU step times beside published ones
 	$(WITH_LIBTPU) .venv/bin/python bench/cost_model.py
 
@@ -73,6 +76,10 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 
 .venv/peers: .venv/dev constraints/peers.txt
 	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers
+	@touch $@
+
+.venv/coremltools: .venv/base constraints/coremltools.txt
+	$(PIP) -c constraints/base.txt -c constraints/coremltools.txt coremltools
 	@touch $@
 
 clean:  ## remove the virtual environment

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from pomona.checkpoint.palettes import NAME, read_palettes
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
@@ -40,13 +41,15 @@ class Model:
 
 
 def load_model(path: Path, step: int | None = None) -> Model:
-    """The model of a run's newest sound checkpoint, or of one step.
+    """The model of a run's newest sound checkpoint, or of one step; or the palettized model of the folder.
 
     Raises:
         UserError: no run folder, no checkpoint, or none that can be read.
     """
     folder = RunFolder(path)
     run = read_config(folder, Run)
+    if folder.palettes.exists():
+        return _palettized(folder, run, step)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     objective = objective_of(dataclasses.replace(run, objective=in_use(run.objective)))
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(objective.trained))
@@ -60,3 +63,21 @@ def load_model(path: Path, step: int | None = None) -> Model:
     frozen = objective.load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
     params = objective.model(found.trees["params"], frozen, jnp.ones(()))
     return Model(params, run, load_tokenizer(folder.tokenizer), found.step)
+
+
+def _palettized(folder: RunFolder, run: Run, step: int | None) -> Model:
+    assert run.origin is not None, "a palettized model was made from a run"
+    if not (folder.palettes / NAME).exists():
+        raise UserError(
+            f"{folder.path} is not palettized to the end.",
+            "a palettized model can be used when its last tensor is written.",
+            f"pomona palettize {run.origin.run} --run {folder.path}, with the options it was started with.",
+        )
+    if step not in (None, run.origin.step):
+        raise UserError(
+            f"{folder.path} has no step {step}.",
+            "a palettized folder holds one model, without steps of its own.",
+            "leave --step out.",
+        )
+    params = read_palettes(folder.palettes, run.architecture)
+    return Model(params, run, load_tokenizer(folder.tokenizer), run.origin.step)
