@@ -146,9 +146,18 @@ def configure(name: str, arguments: list[str], verb: str, description: str, also
     Raises:
         UserError: an unknown recipe, setting or value.
     """
-    default = with_parts(recipe(name)(), arguments)
-    check_names(default, arguments, f"{verb} {name}", also)
-    return parse(Run, kinds_first(default, arguments), f"{verb} {name}", default=default, description=description)
+    return configure_run(recipe(name)(), arguments, f"{verb} {name}", description, also)
+
+
+def configure_run(default: Run, arguments: list[str], verb: str, description: str, also: Collection[str] = ()) -> Run:
+    """A run with its overrides; the arguments are as for `configure`.
+
+    Raises:
+        UserError: an unknown setting or value.
+    """
+    default = with_parts(default, arguments)
+    check_names(default, arguments, verb, also)
+    return parse(Run, kinds_first(default, arguments), verb, default=default, description=description)
 
 
 def with_parts(config: Any, arguments: Collection[str], prefix: str = "--") -> Any:

@@ -115,6 +115,11 @@ def _corrected(execution: Execution, x_BTI: jax.Array, weight: _Corrected, axis:
     return y_BTO + rules.project("btr,ro->bto", weight.inner_BTR, b_RO, ("batch", "tokens", axis))
 
 
+def dense_matrix(palettized: Palettized, spec: Spec, dtype: Any) -> jax.Array:
+    """The weight_IO that one layer's palettized weight stands for, whole along `model`; `spec` as for `prepare`."""
+    return _dense(palettized, matrix_axes(spec), dtype)
+
+
 def _unpacked(x_BTI: jax.Array, palettized: Palettized, axes: Axes, axis: str | None) -> jax.Array:
     weight_IO = _dense(palettized, axes, x_BTI.dtype)
     return rules.project("bti,io->bto", x_BTI, weight_IO, ("batch", "tokens", axis))

@@ -16,7 +16,7 @@ from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
 from pomona.train.fault_config import FaultConfig, check_faults
-from pomona.train.objective_config import NextToken, ObjectiveConfig
+from pomona.train.objective_config import NextToken, ObjectiveConfig, check_objective
 
 CPU_MICRO_BATCH_TOKENS = 1024
 
@@ -163,6 +163,7 @@ def check_run(run: Run) -> None:
     check_checkpoint(run.checkpoint)
     check_faults(run.faults)
     check_optimizer(run.optimizer)
+    check_objective(run.objective, run.origin)
     if not run.stages:
         raise UserError("the run has no stages.", "a run trains in at least one stage.", "add one to the recipe.")
     for index, stage in enumerate(run.stages):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from pomona.checkpoint.palettes import is_palettized, read_palettes
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
@@ -14,7 +15,7 @@ from pomona.model.decoder import Decoder
 from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
-from pomona.train.config import Run, Stage
+from pomona.train.config import Run, Stage, total_steps
 from pomona.train.objectives import objective_of
 
 
@@ -39,13 +40,22 @@ class Model:
 
 
 def load_model(path: Path, step: int | None = None) -> Model:
-    """The model of a run's newest sound checkpoint, or of one step.
+    """The model of a run's newest sound checkpoint, or of one step; a palettized run has its palettes in place of them.
 
     Raises:
         UserError: no run folder, no checkpoint, or none that can be read.
     """
     folder = RunFolder(path)
     run = read_config(folder, Run)
+    if is_palettized(path):
+        if step is not None:
+            raise UserError(
+                f"{path} has no checkpoint of step {step}.",
+                "a palettized run has no steps of its own.",
+                f"leave --step out, or palettize that step of {run.origin.run if run.origin else 'its source'}.",
+            )
+        base = jax.device_put(read_palettes(path, run.architecture), jax.devices()[0])
+        return Model(base, run, load_tokenizer(folder.tokenizer), run.origin.step if run.origin else total_steps(run))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     objective = objective_of(run)
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(objective.trained))

@@ -6,12 +6,16 @@ from pomona.model.config import Execution
 from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.train.config import Run
+from pomona.train.low_rank import low_rank
 from pomona.train.objective import Objective
+from pomona.train.objective_config import LowRank
 from pomona.train.origin import begin_at
 
 
 def objective_of(run: Run) -> Objective:
     """The objective of a run."""
+    if isinstance(run.objective, LowRank):
+        return low_rank(run, objective_of)
     return next_token(run)
 
 

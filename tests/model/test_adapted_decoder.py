@@ -23,7 +23,7 @@ from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, hidden_states, next_token_loss
 from pomona.model.projection import matrix_shape
-from pomona.ops.palette import Palettized, unpack_nibbles
+from pomona.ops.palette import unpack_nibbles
 from pomona.parallel import rules
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh

@@ -1,0 +1,1 @@
+"""A dense model made smaller: stages that read one run folder and write another."""

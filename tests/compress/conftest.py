@@ -1,0 +1,18 @@
+"""What the tests of compression share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+for folder in ("compress", "train"):  # small_palettes.py and small_run.py are modules beside the tests
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+from small_run import write_text
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder of text for `small_run`, which keeps its prepared tokens there."""
+    path = tmp_path_factory.mktemp("cache")
+    write_text(path)
+    return path
