@@ -6,13 +6,12 @@ It is a run by the one loop, with `LowRank` as its objective: this file only say
 import dataclasses
 from pathlib import Path
 
-from pomona.checkpoint.palettes import is_palettized
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.optim.config import Schedule
 from pomona.train.config import Run, Stage, total_tokens
 from pomona.train.objective_config import LowRank
-from pomona.train.origin import origin_of
+from pomona.train.origin import is_palettized, origin_of
 
 TOKEN_SHARE = 0.0015
 """Of the tokens that the base was trained on (afm-recipe section 8)."""

@@ -5,6 +5,7 @@ events.jsonl    what happened: start, resume, checkpoint, fallback, rollback, fa
 metrics.jsonl   one record per logged step
 tokenizer/      the tokenizer the model was trained with
 checkpoints/    one folder per saved step
+palettes/       a palettized model, instead of checkpoints
 logs/           what the processes of `pomona launch local` print, but for the first one
 """
 
@@ -45,6 +46,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def palettes(self) -> Path:
+        return self.path / "palettes"
 
     @property
     def logs(self) -> Path:

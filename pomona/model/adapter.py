@@ -15,7 +15,7 @@ from pomona.model.decoder import Decoder, Layer, parameter_specs
 from pomona.model.projection import matrix_axes, matrix_shape
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted
-from pomona.ops.palette import GROUP, Palettized
+from pomona.ops.palette import GROUP, Palettized, matrix
 
 P = TypeVar("P")
 
@@ -95,17 +95,57 @@ def attach_bank(params: Decoder, bank: Adapter, scales_N: jax.Array, choice_B: j
     """A decoder that computes every sequence of a batch with the adapter of its choice.
 
     Args:
-        bank: leaves [L, N, I, R] and [L, N, R, O], as `stack_adapters` makes them.
+        bank: leaves [L, N, I, R] and [L, N, R, O].
         scales_N: float32.
-        choice_B: int32; what lies outside 0 .. N - 1 is clipped by the look-up, so check it before.
+        choice_B: int32, 0 to N - 1, or -1 for none: the last scale, after those of the bank, is zero.
     """
+    scales = jnp.append(scales_N, 0.0)
 
     def one(name: str, base: Any) -> Adapted:
         factors: Factors = getattr(bank, name)
         every = lambda x: jnp.broadcast_to(x, (factors.a.shape[0], *x.shape))
-        return Adapted(base, factors.a, factors.b, every(scales_N), every(choice_B))
+        return Adapted(base, factors.a, factors.b, every(scales), every(choice_B))
 
     return map_projections(one, params)
+
+
+def detach(params: Decoder) -> tuple[Decoder, Adapter]:
+    """The base and the adapter of a decoder that `attach` has made."""
+    pairs = {}
+
+    def one(name: str, weight: Adapted) -> Any:
+        assert isinstance(weight, Adapted), f"{name} has no adapter"
+        pairs[name] = Factors(weight.a, weight.b)
+        return weight.base
+
+    base = map_projections(one, params)
+    return base, Adapter(**pairs)
+
+
+def densify(params: Decoder, architecture: Architecture) -> Decoder:
+    """The decoder with arrays alone, float32: palettized weights unpacked, adapters added. For other formats, whose
+    weights hold what palettes cannot."""
+    layers = parameter_specs(architecture).layers
+
+    def one(name: str, weight: Any) -> Any:
+        spec = projection(layers, name)
+        if not isinstance(weight, (Palettized, Adapted)):
+            return weight
+        each = [_dense(jax.tree.map(lambda x: x[index], weight), spec) for index in range(spec.shape[0])]
+        return jnp.stack(each)
+
+    return map_projections(one, params)
+
+
+def _dense(weight: Any, spec: Spec) -> jax.Array:
+    """One layer's weight of any kind as an array of its own shape."""
+    if isinstance(weight, Palettized):
+        return matrix(weight, jnp.float32).reshape(spec.shape[1:])
+    if isinstance(weight, Adapted):
+        assert weight.choice is None, "a batch with several adapters has no one weight"
+        added = weight.scale * jnp.matmul(weight.a, weight.b, precision="highest")
+        return _dense(weight.base, spec) + added.reshape(spec.shape[1:])
+    return weight
 
 
 def base_axes(architecture: Architecture, params: Decoder) -> Decoder:

@@ -27,8 +27,8 @@ class Adapted(Generic[P]):
     base: Any  # any kind of weight that the decoder takes
     a: P  # [L, I, R], or [L, N, I, R] where there is a choice
     b: P  # [L, R, O], or [L, N, R, O]
-    scale: P  # float32 [L], or [L, N]
-    choice: P | None = None  # int32 [L, B], the same in every layer
+    scale: P  # float32 [L], or [L, N + 1] where there is a choice; the last is zero
+    choice: P | None = None  # int32 [L, B], the same in every layer; -1 for no adapter
 
 
 def factors(error_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

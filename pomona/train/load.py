@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from pomona.checkpoint.palettes import is_palettized, read_palettes
+from pomona.checkpoint.palettes import read_palettes
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
@@ -16,7 +16,10 @@ from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, Stage, total_steps
+from pomona.train.low_rank import base_origin
+from pomona.train.objective_config import LowRank
 from pomona.train.objectives import objective_of
+from pomona.train.origin import check_origin, is_palettized, origin_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ def load_model(path: Path, step: int | None = None) -> Model:
                 "a palettized run has no steps of its own.",
                 f"leave --step out, or palettize that step of {run.origin.run if run.origin else 'its source'}.",
             )
-        base = jax.device_put(read_palettes(path, run.architecture), jax.devices()[0])
+        base = jax.device_put(read_palettes(folder.palettes, run.architecture), jax.devices()[0])
         return Model(base, run, load_tokenizer(folder.tokenizer), run.origin.step if run.origin else total_steps(run))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     objective = objective_of(run)
@@ -69,3 +72,19 @@ def load_model(path: Path, step: int | None = None) -> Model:
     frozen = objective.load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
     params = objective.model(found.trees["params"], frozen, jnp.ones(()))
     return Model(params, run, load_tokenizer(folder.tokenizer), found.step)
+
+
+def load_base(path: Path, step: int | None = None) -> tuple[Model, str]:
+    """The model that adapters are put on, and its fingerprint: a run's own, or the base of its adapter.
+
+    Raises:
+        UserError: as `load_model`, or the base is gone or has changed.
+    """
+    run = read_config(RunFolder(path), Run)
+    if isinstance(run.objective, LowRank):
+        origin = base_origin(run)
+        check_origin(origin)
+        return load_model(
+            Path(origin.run), None if is_palettized(Path(origin.run)) else origin.step
+        ), origin.fingerprint
+    return load_model(path, step), origin_of(path, step).fingerprint

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pomona.checkpoint.palettes import is_palettized, read_palettes
+from pomona.checkpoint.palettes import read_palettes
 from pomona.core.errors import UserError
 from pomona.core.run_folder import Origin, RunFolder, read_config
 from pomona.model.adapter import (
@@ -40,14 +40,14 @@ from pomona.parallel.mesh import from_first
 from pomona.train.config import Run
 from pomona.train.objective import Objective
 from pomona.train.objective_config import LowRank
-from pomona.train.origin import begin_at, check_origin, origin_model
+from pomona.train.origin import begin_at, check_origin, is_palettized, origin_model
 
 ObjectiveOf = Callable[[Run], Objective]
 
 
 def low_rank(run: Run, objective_of: ObjectiveOf) -> Objective:
     """The objective of a run that trains an adapter; `objective_of` is asked for that of a base's own run."""
-    config, scale = _config(run), adapter_scale(run)
+    config, scale = config_of(run), adapter_scale(run)
     specs, base = adapter_specs(run.architecture, config.rank), base_origin(run)
 
     def loss(
@@ -66,15 +66,21 @@ def low_rank(run: Run, objective_of: ObjectiveOf) -> Objective:
     )
 
 
+def config_of(run: Run) -> LowRank:
+    """The adapter's settings in a run that trains one."""
+    assert isinstance(run.objective, LowRank)
+    return run.objective
+
+
 def adapter_scale(run: Run) -> float:
     """alpha / rank of a run that trains an adapter."""
-    return _config(run).alpha / _config(run).rank
+    return config_of(run).alpha / config_of(run).rank
 
 
 def base_origin(run: Run) -> Origin:
     """The model that a run's adapter belongs to: its origin, or where that is an adapter too, the base of it."""
     assert run.origin is not None, "check_run() has seen to it"
-    if _config(run).start != "adapter":
+    if config_of(run).start != "adapter":
         return run.origin
     return base_origin(adapted_run(run.origin.run))
 
@@ -104,7 +110,7 @@ def read_base(run: Run, origin: Origin, mesh: Mesh, objective_of: ObjectiveOf) -
     check_origin(origin)
     if not is_palettized(Path(origin.run)):
         return origin_model(origin, mesh, objective_of)
-    base = read_palettes(Path(origin.run), run.architecture)
+    base = read_palettes(RunFolder(Path(origin.run)).palettes, run.architecture)
     return put(base, base_axes(run.architecture, base), mesh)
 
 
@@ -132,7 +138,7 @@ def put(tree: Any, axes: Any, mesh: Mesh) -> Any:
 
 def _begin(run: Run, specs: Adapter[Spec], objective_of: ObjectiveOf) -> Callable[[Mesh], Adapter]:
     """The adapter before the first step, as the configuration says."""
-    start, origin = _config(run).start, run.origin
+    start, origin = config_of(run).start, run.origin
     assert origin is not None
     if start == "adapter":
         _check_rank(run, adapted_run(origin.run), origin.run)
@@ -177,7 +183,7 @@ def _from_error(run: Run, specs: Adapter[Spec], mesh: Mesh, objective_of: Object
         a_LIR, b_LRO = [], []
         for index in range(run.architecture.num_layers):
             error_IO = measure(projection(whole.layers, name), projection(base.layers, name), index)
-            a_IR, b_RO = factors(np.asarray(error_IO) / scale, _config(run).rank)
+            a_IR, b_RO = factors(np.asarray(error_IO) / scale, config_of(run).rank)
             a_LIR.append(a_IR)
             b_LRO.append(b_RO)
         return Factors(np.stack(a_LIR), np.stack(b_LRO))
@@ -201,15 +207,10 @@ def _error(spec: Spec) -> Callable[..., jax.Array]:
 
 
 def _check_rank(run: Run, origin: Run, folder: str) -> None:
-    mine, theirs = _config(run), _config(origin)
+    mine, theirs = config_of(run), config_of(origin)
     if (mine.rank, mine.alpha) != (theirs.rank, theirs.alpha):
         raise UserError(
             f"the adapter is to have rank {mine.rank} and alpha {mine.alpha}.",
             f"it begins at the adapter of {folder}, which has rank {theirs.rank} and alpha {theirs.alpha}.",
             f"--objective.rank {theirs.rank} --objective.alpha {theirs.alpha}",
         )
-
-
-def _config(run: Run) -> LowRank:
-    assert isinstance(run.objective, LowRank)
-    return run.objective

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pomona.checkpoint import palettes
 from pomona.checkpoint.manifest import NAME
-from pomona.checkpoint.palettes import is_palettized, palettes_fingerprint
 from pomona.checkpoint.store import restore, steps
 from pomona.core.errors import UserError
 from pomona.core.run_folder import Origin, RunFolder, read_config
@@ -29,7 +29,7 @@ def origin_of(path: Path, step: int | None = None) -> Origin:
     """
     if is_palettized(path):
         source = read_config(RunFolder(path), Run).origin
-        return Origin(str(path), source.step if source else 0, palettes_fingerprint(path))
+        return Origin(str(path), source.step if source else 0, _palettes_fingerprint(path))
     present = [number for number in steps(RunFolder(path).checkpoints) if step in (None, number)]
     for number in present:
         if (digest := fingerprint(path, number)) is not None:
@@ -41,12 +41,21 @@ def origin_of(path: Path, step: int | None = None) -> Origin:
     )
 
 
+def is_palettized(path: Path) -> bool:
+    """Whether a run folder has palettes, whole, in place of checkpoints."""
+    return (RunFolder(path).palettes / palettes.NAME).exists()
+
+
 def fingerprint(path: Path, step: int) -> str | None:
     """Sixteen hex digits of a checkpoint's contents, or of the palettes; None where there is no finished one."""
     if is_palettized(path):
-        return palettes_fingerprint(path)
+        return _palettes_fingerprint(path)
     manifest = RunFolder(path).checkpoints / str(step) / NAME
     return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else None
+
+
+def _palettes_fingerprint(path: Path) -> str:
+    return palettes.read_about(RunFolder(path).palettes)["fingerprint"]
 
 
 def check_origin(origin: Origin) -> None:

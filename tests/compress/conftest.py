@@ -7,7 +7,7 @@ import pytest
 
 for folder in ("compress", "train"):  # small_palettes.py and small_run.py are modules beside the tests
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-from small_run import write_text
+from small_run import write_text  # noqa: E402
 
 
 @pytest.fixture(scope="session")

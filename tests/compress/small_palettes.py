@@ -9,7 +9,7 @@ import numpy as np
 from small_run import small_run
 
 from pomona.checkpoint.config import CheckpointConfig
-from pomona.checkpoint.palettes import write_palettes
+from pomona.checkpoint.palettes import write_all
 from pomona.checkpoint.store import Store
 from pomona.core.config import to_json
 from pomona.core.files import write_json
@@ -47,7 +47,7 @@ def write_palettized(path, dense):
     palettized = map_projections(lambda name, weight: palettize(name, weight), params)
     shutil.copytree(source / "tokenizer", folder.tokenizer)
     write_json(folder.config, to_json(run))
-    write_palettes(Path(path), palettized)
+    write_all(folder.palettes, palettized)
     return run, palettized
 
 
