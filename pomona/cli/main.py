@@ -12,6 +12,7 @@ VERBS = {
     "plan": "say what a recipe takes on given chips: memory, time, money",
     "train": "train a recipe, or go on with a run that was stopped",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
+    "palettize": "compress a run's model to 4 bits a weight or less",
     "recover": "train what palettizing has lost back into an adapter",
     "generate": "let a trained model continue a prompt",
     "export": "write a run as a Hugging Face folder",

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from pomona.checkpoint.palettes import read_palettes
+from pomona.checkpoint.palettes import NAME, read_palettes
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
@@ -15,11 +15,11 @@ from pomona.model.decoder import Decoder
 from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
-from pomona.train.config import Run, Stage, total_steps
+from pomona.train.config import Run, Stage
 from pomona.train.low_rank import base_origin
 from pomona.train.objective_config import LowRank
 from pomona.train.objectives import objective_of
-from pomona.train.origin import check_origin, is_palettized, origin_of
+from pomona.train.origin import check_origin, origin_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +43,15 @@ class Model:
 
 
 def load_model(path: Path, step: int | None = None) -> Model:
-    """The model of a run's newest sound checkpoint, or of one step; a palettized run has its palettes in place of them.
+    """The model of a run's newest sound checkpoint, or of one step; or the palettized model of the folder.
 
     Raises:
         UserError: no run folder, no checkpoint, or none that can be read.
     """
     folder = RunFolder(path)
     run = read_config(folder, Run)
-    if is_palettized(path):
-        if step is not None:
-            raise UserError(
-                f"{path} has no checkpoint of step {step}.",
-                "a palettized run has no steps of its own.",
-                f"leave --step out, or palettize that step of {run.origin.run if run.origin else 'its source'}.",
-            )
-        base = jax.device_put(read_palettes(folder.palettes, run.architecture), jax.devices()[0])
-        return Model(base, run, load_tokenizer(folder.tokenizer), run.origin.step if run.origin else total_steps(run))
+    if folder.palettes.exists():
+        return _palettized(folder, run, step)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     objective = objective_of(run)
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(objective.trained))
@@ -84,7 +77,23 @@ def load_base(path: Path, step: int | None = None) -> tuple[Model, str]:
     if isinstance(run.objective, LowRank):
         origin = base_origin(run)
         check_origin(origin)
-        return load_model(
-            Path(origin.run), None if is_palettized(Path(origin.run)) else origin.step
-        ), origin.fingerprint
+        return load_model(Path(origin.run), origin.step), origin.fingerprint
     return load_model(path, step), origin_of(path, step).fingerprint
+
+
+def _palettized(folder: RunFolder, run: Run, step: int | None) -> Model:
+    assert run.origin is not None, "a palettized model was made from a run"
+    if not (folder.palettes / NAME).exists():
+        raise UserError(
+            f"{folder.path} is not palettized to the end.",
+            "a palettized model can be used when its last tensor is written.",
+            f"pomona palettize {run.origin.run} --run {folder.path}, with the options it was started with.",
+        )
+    if step not in (None, run.origin.step):
+        raise UserError(
+            f"{folder.path} has no step {step}.",
+            "a palettized folder holds one model, without steps of its own.",
+            "leave --step out.",
+        )
+    params = read_palettes(folder.palettes, run.architecture)
+    return Model(params, run, load_tokenizer(folder.tokenizer), run.origin.step)

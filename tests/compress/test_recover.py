@@ -21,7 +21,7 @@ def folders(cache, tmp_path_factory):
     """A dense run folder and its palettized sibling, with what is in them."""
     path = tmp_path_factory.mktemp("life")
     dense = write_dense(path / "dense", cache)
-    return path / "palettized", dense[1], write_palettized(path / "palettized", dense)[1]
+    return path / "palettized", dense[1], write_palettized(path / "palettized")
 
 
 def begin(folder, mesh=None, devices=1, **changes):
