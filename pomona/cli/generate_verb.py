@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from pomona.cli.parse import parse, print_stdout
+from pomona.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Generate:
     """Another seed draws other tokens."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
+    adapter: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """An adapter to generate with, in place of the run's own; may be given several times: once for each prompt."""
+    cache: Literal["auto", "int8"] = "auto"
+    """The type of the keys and values that are kept; auto: that of the computation."""
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +49,7 @@ def run(arguments: list[str]) -> None:
     from pomona.model.config import resolve
     from pomona.train.load import load_model
 
-    model = load_model(options.run, options.step)
+    model = _with_adapters(options) if options.adapter else load_model(options.run, options.step)
     continuations = generate(
         model.params,
         [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
@@ -55,9 +60,33 @@ def run(arguments: list[str]) -> None:
         sampling=Sampling(options.temperature, options.top_k, options.top_p),
         stop_tokens=(END,),
         seed=options.seed,
+        cache_dtype="int8" if options.cache == "int8" else None,
     )
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
         text = model.tokenizer.decode(tokens)
         for stop in options.stop:
             text = text.split(stop)[0]
         print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
+
+
+def _with_adapters(options: Generate) -> Any:
+    """The base of the run with a bank of the adapters, each prompt with its own."""
+    if len(options.adapter) not in (1, len(options.prompts)):
+        raise UserError(
+            f"{len(options.adapter)} adapters for {len(options.prompts)} prompts.",
+            "one adapter serves all prompts, or each prompt has its own, in their order.",
+            "--adapter FOLDER once, or once for each prompt.",
+        )
+    from pomona.adapters.bank import choose, empty_bank, load
+    from pomona.adapters.bundle import read_bundle
+    from pomona.train.load import load_base
+
+    base, fingerprint = load_base(options.run, options.step)
+    architecture = base.run.architecture
+    folders = list(dict.fromkeys(options.adapter))
+    bundles = [read_bundle(folder, fingerprint, architecture) for folder in folders]
+    bank = empty_bank(architecture, len(bundles), max(bundle.rank for bundle in bundles))
+    for slot, bundle in enumerate(bundles):
+        bank = load(bank, slot, bundle)
+    each = options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
+    return dataclasses.replace(base, params=choose(base.params, bank, [folders.index(folder) for folder in each]))

@@ -16,6 +16,7 @@ VERBS = {
     "prune": "make a trained model's feed-forward blocks narrower",
     "qat": "train a model on with its weights on a 2-bit grid",
     "palettize": "compress a run's model to 4 bits a weight or less",
+    "recover": "train what palettizing has lost back into an adapter",
     "generate": "let a trained model continue a prompt",
     "export": "write a run as a Hugging Face folder",
     "import": "read a Hugging Face folder into a run",

@@ -25,6 +25,7 @@ from pomona.core.run_folder import RunFolder
 from pomona.data.config import DataConfig, TokenizerConfig
 from pomona.data.tokenizer import BEGIN, END, MODEL_FILE, Tokenizer, load_tokenizer
 from pomona.export.hf_tokenizer import tokenizer_json
+from pomona.model.adapter import densify
 from pomona.model.config import Architecture, check_architecture
 from pomona.model.decoder import Decoder, parameter_specs
 from pomona.optim.config import Schedule
@@ -54,11 +55,13 @@ LAYER_TENSORS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 def export_hf(model: Model, target: Path, dtype: str = "float32") -> None:
     """Writes a folder that `transformers.AutoModelForCausalLM` and `AutoTokenizer` load.
 
+    Palettized weights are unpacked, an adapter is added to them.
+
     Raises:
         UserError: the folder exists already, or the disk is full.
     """
     with new_folder(target) as folder:
-        _write_weights(folder, model.params, DTYPES[dtype])
+        _write_weights(folder, densify(model.params, model.run.architecture), DTYPES[dtype])
         stage = model.stage
         config = qwen3_config(model.run.architecture, stage.rope_base, stage.sequence_length, dtype)
         write_json(folder / "config.json", config)

@@ -1,11 +1,10 @@
 """Generation with a cache of keys and values, in batches of prompts of different lengths.
 
 Prompts are padded on the left, so that all sequences end together and every decoding step writes one column of the
-cache. Shapes: B sequences, T tokens of this call, S cache columns, L layers, N query heads, K key-value heads, H head,
-D model, V vocabulary.
+cache. Shapes: B sequences, T tokens of this call, S cache columns, K key-value heads, N query heads, H head, D model, V
+vocabulary.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,29 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomona.core.errors import UserError
+from pomona.infer.cache import Cache, attend, empty_cache, write
 from pomona.infer.sample import Sampling, check_sampling, sample
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, embed, run_layers
-from pomona.ops.attention_reference import MASKED
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of all layers, and how the columns are used."""
-
-    keys: jax.Array  # [L, B, S, K, H]
-    values: jax.Array  # [L, B, S, K, H]
-    used: jax.Array  # int32 scalar: columns written so far, padding included
-    padding: jax.Array  # int32 [B]: columns at the left that hold no token
-
-
-def empty_cache(architecture: Architecture, padding_B: jax.Array, columns: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for so many columns."""
-    a = architecture
-    shape = (a.num_layers, padding_B.shape[0], columns, a.num_kv_heads, a.head_dim)
-    # Two buffers, since each is donated.
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), padding_B)
 
 
 def advance(
@@ -49,22 +29,19 @@ def advance(
     rope_base: float,
 ) -> tuple[jax.Array, Cache]:
     """Runs T more tokens. Returns the float32 logits_BV after the last of them, and the longer cache."""
-    T, columns = tokens_BT.shape[1], cache.keys.shape[2]
+    T, columns = tokens_BT.shape[1], cache.columns
     column_T = cache.used + jnp.arange(T)
     positions_BT = jnp.maximum(column_T[None, :] - cache.padding[:, None], 0)
     key_column_S = jnp.arange(columns)
     visible_BTS = (key_column_S <= column_T[:, None])[None] & ((key_column_S >= cache.padding[:, None])[:, None, :])
 
-    def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.used, axis=1)
-            for old, new in zip(state, (k_BTKH, v_BTKH))
-        )
-        return _attend(q_BTNH, keys, values, visible_BTS), (keys, values)
+    def attend_cache(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        keys, values = (write(old, new, cache.used) for old, new in zip(state, (k_BTKH, v_BTKH)))
+        return attend(q_BTNH, keys, values, visible_BTS), (keys, values)
 
     x_BTD = embed(params, tokens_BT, jnp.dtype(execution.compute_dtype))
     hidden_BTD, (keys, values) = run_layers(
-        params, x_BTD, positions_BT, attend, (cache.keys, cache.values), architecture, execution, rope_base
+        params, x_BTD, positions_BT, attend_cache, (cache.keys, cache.values), architecture, execution, rope_base
     )
     logits_BV = jnp.einsum(
         "bd,vd->bv",
@@ -86,8 +63,12 @@ def generate(
     sampling: Sampling,
     stop_tokens: Sequence[int] = (),
     seed: int = 0,
+    cache_dtype: Any = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to `max_tokens` or the first stop token, which is left out.
+
+    Args:
+        cache_dtype: of keys and values, jnp.int8 among others; the compute dtype by default.
 
     Raises:
         UserError: an empty prompt, a token the model does not have, or sampling values out of range.
@@ -99,7 +80,9 @@ def generate(
     padding_B = np.array([longest - len(p) for p in prompts], np.int32)
     if not max_tokens:
         return [[] for _ in prompts]
-    cache = empty_cache(architecture, jnp.asarray(padding_B), longest + max_tokens, jnp.dtype(execution.compute_dtype))
+    cache = empty_cache(
+        architecture, jnp.asarray(padding_B), longest + max_tokens, cache_dtype or jnp.dtype(execution.compute_dtype)
+    )
     key = jax.random.key(seed)
     step = partial(_step, architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling)
     next_B, cache = step(params, jnp.asarray(tokens_BT), cache=cache, key=jax.random.fold_in(key, 0))
@@ -130,16 +113,6 @@ def _step(
 ) -> tuple[jax.Array, Cache]:
     logits_BV, cache = advance(params, tokens_BT, cache, architecture, execution, rope_base)
     return sample(logits_BV, key, sampling), cache
-
-
-def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
-    """Attention over the cache's columns; float32 scores."""
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, MASKED), axis=-1)
-    return jnp.einsum("bkgts,bskh->btkgh", weights.astype(q_BTNH.dtype), v_BSKH).reshape(B, T, N, H)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], architecture: Architecture, max_tokens: int) -> None:

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pomona.model.config import KEPT, Architecture, Execution
+from pomona.model.projection import meet, prepare, project
 from pomona.model.spec import Spec, map_specs
-from pomona.ops.linear import linear
 from pomona.ops.norm import rms_norm
 from pomona.ops.rope import norm_rope, rotation
 from pomona.parallel import rules
 
-P = TypeVar("P")  # the kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ...
+P = TypeVar("P")
+"""The kind of leaf: Spec, jax.Array, jax.ShapeDtypeStruct, NamedSharding, ... The seven linear weights of a layer may
+also be `ops.palette.Palettized` or `ops.low_rank.Adapted`, whose leaves are stacked over layers as arrays are."""
 
 
 @jax.tree_util.register_dataclass
@@ -175,45 +177,28 @@ def layer(
     observe: Observe | None = None,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer: x + attention(norm(x)), then x + ffn(norm(x)). `weights` have no layer dimension."""
-    w = map_specs(partial(_matrix, x_BTD.dtype), parameter_specs(architecture).layers, weights)
+    w = map_specs(partial(prepare, x_BTD.dtype), parameter_specs(architecture).layers, weights)
     epsilon = architecture.norm_epsilon
-    project = partial(_project, execution)
+    linear = partial(project, execution)
     split = lambda y_BTM: y_BTM.reshape(*y_BTM.shape[:2], -1, architecture.head_dim)
 
     turn = partial(_turn, execution, rotary, epsilon)
     h_BTD = rms_norm(x_BTD, w.attention_norm, epsilon)
-    q_BTNH = split(checkpoint_name(project(h_BTD, w.attention.query, "heads"), "query"))
-    k_BTKH = split(checkpoint_name(project(h_BTD, w.attention.key, "kv_heads"), "key"))
-    v_BTKH = split(checkpoint_name(project(h_BTD, w.attention.value, "kv_heads"), "value"))
+    query, key, value = meet(h_BTD, (w.attention.query, w.attention.key, w.attention.value))
+    q_BTNH = split(checkpoint_name(linear(h_BTD, query, "heads"), "query"))
+    k_BTKH = split(checkpoint_name(linear(h_BTD, key, "kv_heads"), "key"))
+    v_BTKH = split(checkpoint_name(linear(h_BTD, value, "kv_heads"), "value"))
     q_BTNH, k_BTKH = turn("heads", q_BTNH, w.attention.query_norm), turn("kv_heads", k_BTKH, w.attention.key_norm)
     out_BTNH, state = attend(q_BTNH, k_BTKH, v_BTKH, state)
     out_BTM = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-    x_BTD = checkpoint_name(x_BTD + project(out_BTM, w.attention.output, None), "middle")
+    x_BTD = checkpoint_name(x_BTD + linear(out_BTM, w.attention.output, None), "middle")
 
     h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
-    gate_BTF = checkpoint_name(project(h_BTD, w.ffn.gate, "ffn"), "gate")
-    up_BTF = checkpoint_name(project(h_BTD, w.ffn.up, "ffn"), "up")
+    gate, up = meet(h_BTD, (w.ffn.gate, w.ffn.up))
+    gate_BTF = checkpoint_name(linear(h_BTD, gate, "ffn"), "gate")
+    up_BTF = checkpoint_name(linear(h_BTD, up, "ffn"), "up")
     units_BTF = jax.nn.silu(gate_BTF) * up_BTF
-    return x_BTD + project(units_BTF, w.ffn.down, None), observe(units_BTF) if observe else state
-
-
-def _matrix(dtype: Any, spec: Spec, weight: jax.Array) -> jax.Array:
-    """A layer's weight as it is multiplied: whole, inputs by outputs. Heads and their dimension become one before the
-    gather, while it is a shard: a product over two dimensions becomes a convolution, that takes on-chip memory."""
-    if spec.role == "norm":
-        return weight
-    axes, shape = spec.axes[1:], weight.shape
-    if "head_dim" in axes:
-        at = axes.index("head_dim")
-        shape, axes = (*shape[: at - 1], shape[at - 1] * shape[at], *shape[at + 1 :]), (*axes[:at], *axes[at + 1 :])
-    return rules.gather(weight.reshape(shape), axes, dtype)
-
-
-def _project(execution: Execution, x_BTI: jax.Array, weight_IO: jax.Array, axis: str | None) -> jax.Array:
-    """A linear layer; `axis` is the logical axis of its outputs."""
-    if execution.weight_gradients == "transposed":
-        return linear(x_BTI, weight_IO)
-    return rules.project("bti,io->bto", x_BTI, weight_IO, ("batch", "tokens", axis))
+    return x_BTD + linear(units_BTF, w.ffn.down, None), observe(units_BTF) if observe else state
 
 
 def _turn(

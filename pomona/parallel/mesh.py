@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,6 +126,11 @@ def any_text(text: str) -> str:
     gathered = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, MESSAGE_BYTES)
     said = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]
     return next((each for each in said if each), "")
+
+
+def from_first(tree: Any) -> Any:
+    """The first process's arrays, on all. All processes have to call it at the same step."""
+    return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 @contextlib.contextmanager

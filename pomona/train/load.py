@@ -16,8 +16,10 @@ from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, Stage
-from pomona.train.objective_config import in_use
+from pomona.train.low_rank import base_origin
+from pomona.train.objective_config import LowRank, in_use
 from pomona.train.objectives import objective_of
+from pomona.train.origin import check_origin, origin_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,20 @@ def load_model(path: Path, step: int | None = None) -> Model:
     frozen = objective.load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
     params = objective.model(found.trees["params"], frozen, jnp.ones(()))
     return Model(params, run, load_tokenizer(folder.tokenizer), found.step)
+
+
+def load_base(path: Path, step: int | None = None) -> tuple[Model, str]:
+    """The model that adapters are put on, and its fingerprint: a run's own, or the base of its adapter.
+
+    Raises:
+        UserError: as `load_model`, or the base is gone or has changed.
+    """
+    run = read_config(RunFolder(path), Run)
+    if isinstance(run.objective, LowRank):
+        origin = base_origin(run)
+        check_origin(origin)
+        return load_model(Path(origin.run), origin.step), origin.fingerprint
+    return load_model(path, step), origin_of(path, step).fingerprint
 
 
 def _palettized(folder: RunFolder, run: Run, step: int | None) -> Model:

@@ -75,7 +75,20 @@ class BalancedGrid:
     """A row's scale s is its root mean square times a factor that is learned; here is where it begins."""
 
 
-ObjectiveConfig = NextToken | Distillation | SoftTopK | BalancedGrid
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """Low-rank corrections of the seven linear weights of every layer; the base, the run's origin, is not changed."""
+
+    kind: Literal["low-rank"] = "low-rank"
+    rank: int = 16
+    alpha: float = 16.0
+    """The correction is alpha / rank * (x A) B, so that one learning rate suits every rank."""
+    start: Literal["error", "zero", "adapter"] = "error"
+    """error: the best correction of what palettizing the origin has lost. zero: B is zero, so that training begins at
+    the origin itself. adapter: the origin's adapter, on the origin's base."""
+
+
+ObjectiveConfig = NextToken | Distillation | SoftTopK | BalancedGrid | LowRank
 
 
 def check_objective(
@@ -86,6 +99,8 @@ def check_objective(
         _check_distillation(objective, num_stages)
     if isinstance(objective, SoftTopK):
         _check_masks(objective, origin, architecture)
+    if isinstance(objective, LowRank):
+        _check_low_rank(objective, origin)
     if isinstance(objective, BalancedGrid):
         if origin is None:
             raise UserError(
@@ -142,6 +157,21 @@ def _check_distillation(objective: Distillation, num_stages: int) -> None:
             f"objective.stages is {objective.stages}, and the run has {num_stages}.",
             "the teacher teaches in the first stage at least.",
             "--objective.stages 1",
+        )
+
+
+def _check_low_rank(objective: LowRank, origin: Origin | None) -> None:
+    if objective.rank < 1 or not objective.alpha > 0:
+        raise UserError(
+            f"the adapter has rank {objective.rank} and alpha {objective.alpha}.",
+            "the rank is at least 1, and alpha is positive.",
+            "--objective.rank 16 --objective.alpha 16",
+        )
+    if origin is None:
+        raise UserError(
+            "an adapter is trained without an origin.",
+            "low-rank corrections belong to a model that is there already.",
+            "pomona recover RUN, or pomona adapt RUN --data task.jsonl",
         )
 
 

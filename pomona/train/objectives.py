@@ -8,8 +8,9 @@ from pomona.model.objective import LossSums, TokenBatch, next_token_loss
 from pomona.train.balanced_grid import on_grid
 from pomona.train.config import Run
 from pomona.train.distillation import distillation
+from pomona.train.low_rank import low_rank
 from pomona.train.objective import Objective
-from pomona.train.objective_config import BalancedGrid, Distillation, SoftTopK
+from pomona.train.objective_config import BalancedGrid, Distillation, LowRank, SoftTopK
 from pomona.train.origin import begin_at
 from pomona.train.soft_top_k import learned_masks
 
@@ -26,6 +27,8 @@ def objective_of(run: Run) -> Objective:
         return learned_masks(run)
     if isinstance(run.objective, BalancedGrid):
         return on_grid(run)
+    if isinstance(run.objective, LowRank):
+        return low_rank(run, objective_of)
     return next_token(run)
 
 

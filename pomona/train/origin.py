@@ -6,22 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pomona.checkpoint import palettes
 from pomona.checkpoint.manifest import NAME
 from pomona.checkpoint.store import restore, steps
 from pomona.core.errors import UserError
-from pomona.core.run_folder import Origin, RunFolder
+from pomona.core.run_folder import Origin, RunFolder, read_config
+from pomona.model.decoder import Decoder
 from pomona.model.spec import map_specs
 from pomona.parallel import rules
+from pomona.train.config import Run
+from pomona.train.objective import Objective
 
 
 def origin_of(path: Path, step: int | None = None) -> Origin:
-    """A run folder's newest checkpoint, or that of one step, as an origin.
+    """A run folder's newest checkpoint, or that of one step, or its palettes, as an origin.
 
     Raises:
         UserError: there is no such checkpoint.
     """
+    if is_palettized(path):
+        source = read_config(RunFolder(path), Run).origin
+        return Origin(str(path), source.step if source else 0, _palettes_fingerprint(path))
     present = [number for number in steps(RunFolder(path).checkpoints) if step in (None, number)]
     for number in present:
         if (digest := fingerprint(path, number)) is not None:
@@ -33,10 +41,21 @@ def origin_of(path: Path, step: int | None = None) -> Origin:
     )
 
 
+def is_palettized(path: Path) -> bool:
+    """Whether a run folder has palettes, whole, in place of checkpoints."""
+    return (RunFolder(path).palettes / palettes.NAME).exists()
+
+
 def fingerprint(path: Path, step: int) -> str | None:
-    """Sixteen hex digits of a checkpoint's contents; None where there is no finished one."""
+    """Sixteen hex digits of a checkpoint's contents, or of the palettes; None where there is no finished one."""
+    if is_palettized(path):
+        return _palettes_fingerprint(path)
     manifest = RunFolder(path).checkpoints / str(step) / NAME
     return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else None
+
+
+def _palettes_fingerprint(path: Path) -> str:
+    return palettes.read_about(RunFolder(path).palettes)["fingerprint"]
 
 
 def check_origin(origin: Origin) -> None:
@@ -68,3 +87,15 @@ def begin_at(origin: Origin, specs: Any) -> Callable[[Mesh], Any]:
         return found.trees["params"]
 
     return begin
+
+
+def origin_model(origin: Origin, mesh: Mesh, objective_of: Callable[[Run], Objective]) -> Decoder:
+    """The decoder that an origin's run has trained, on a mesh; `objective_of` says what that run trains.
+
+    Raises:
+        UserError: the origin is gone, has changed, or holds other shapes.
+    """
+    run = read_config(RunFolder(Path(origin.run)), Run)
+    objective = objective_of(run)
+    trained = begin_at(origin, objective.trained)(mesh)
+    return objective.model(trained, objective.load_frozen(mesh), jnp.ones(()))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # small_run.py is a module of the tests of training
-from small_run import small_run, write_text
+for folder in ("compress", "train"):  # small_palettes.py and small_run.py are modules beside the tests
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+from small_run import small_run, write_text  # noqa: E402
 
 
 @pytest.fixture(scope="session")
