@@ -1,12 +1,14 @@
 """`pomona generate RUN "prompt" ...`."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pomona.cli.parse import parse, print_stdout
+from pomona.core.run_folder import RunFolder, append_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Generate:
     """Another seed draws other tokens."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
+    keep: bool = False
+    """Also keep what is said, and how fast, in the run folder's samples.jsonl: its card shows it."""
 
 
 def run(arguments: list[str]) -> None:
@@ -45,7 +49,7 @@ def run(arguments: list[str]) -> None:
     from pomona.train.load import load_model
 
     model = load_model(options.run, options.step)
-    continuations = generate(
+    speak = lambda: generate(
         model.params,
         [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
         model.run.architecture,
@@ -56,8 +60,24 @@ def run(arguments: list[str]) -> None:
         stop_tokens=(END,),
         seed=options.seed,
     )
+    continuations, texts = speak(), []
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
         text = model.tokenizer.decode(tokens)
         for stop in options.stop:
             text = text.split(stop)[0]
+        texts.append(text)
         print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
+    if options.keep:
+        began = time.perf_counter()
+        speak()  # the same again, since the first call compiled
+        rate = sum(map(len, continuations)) / (time.perf_counter() - began)
+        _keep(options, model.step, texts, rate, jax.devices()[0].device_kind)
+
+
+def _keep(options: Generate, step: int, texts: list[str], tokens_per_second: float, device: str) -> None:
+    """Adds a line to samples.jsonl for every prompt; tokens per second are those of all prompts together."""
+    for prompt, text in zip(options.prompts, texts):
+        about = {"step": step, "prompt": prompt, "text": text, "prompts": len(texts)}
+        asked = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "max_tokens")}
+        speed = {"tokens_per_second": tokens_per_second, "device": device, "time_seconds": round(time.time(), 3)}
+        append_line(RunFolder(options.run).samples, about | asked | speed)
