@@ -56,6 +56,17 @@ class RunFolder:
         return self.path / "logs"
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A checkpoint of another run, from which a run begins."""
+
+    run: str
+    """Its run folder, as seen from the folder in which commands are typed."""
+    step: int
+    fingerprint: str
+    """Of the checkpoint's contents, so that another model in its place is noticed."""
+
+
 def claim(folder: RunFolder, config: Any) -> bool:
     """Makes the run folder for `config`, or recognises it as the one to resume. True means resume.
 

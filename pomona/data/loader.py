@@ -5,6 +5,7 @@ Shapes: R rows of this process, T tokens of a record.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,6 +22,7 @@ class Batch:
     targets: np.ndarray
     segments: np.ndarray  # 0 is padding; documents of a record are 1, 2, ...
     positions: np.ndarray  # restart at 0 in every document
+    labels: np.ndarray | None = None  # what a teacher expects in place of the targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,5 +101,11 @@ def stream(batches: Batches, first: int, last: int, rows: Sequence[int]) -> Iter
 
 
 def stack(records: Sequence[np.ndarray]) -> Batch:
-    """Rows of [4, T] to a batch."""
+    """Rows of [4, T], or of [5, T] with a teacher's labels, to a batch."""
     return Batch(*np.stack(records, axis=1))
+
+
+def take(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch."""
+    fields: dict[str, Any] = {name: None if field is None else field[rows] for name, field in vars(batch).items()}
+    return Batch(**fields)

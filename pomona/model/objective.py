@@ -21,12 +21,13 @@ Z_LOSS = 1e-6
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """Packed records on the device; every field is int32 [B, T]."""
+    """Packed records on the device; every field is int32 [B, T], and `labels` absent where there is no teacher."""
 
     tokens: jax.Array
     targets: jax.Array
     segments: jax.Array  # 0 is padding; documents of a record are 1, 2, ...
     positions: jax.Array  # restart at 0 in every document
+    labels: jax.Array | None = None  # what a teacher expects in place of the targets
 
 
 @jax.tree_util.register_dataclass

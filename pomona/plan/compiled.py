@@ -103,6 +103,7 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     from pomona.parallel import rules
     from pomona.parallel.mesh import build_mesh
     from pomona.train.config import decide
+    from pomona.train.objectives import objective_of
     from pomona.train.state import abstract_state, state_shardings
     from pomona.train.step import BATCH_AXES, train_step
 
@@ -119,7 +120,8 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     with jax.set_mesh(mesh):
         outputs = (shardings, rules.sharding(mesh, ()))
         step = jax.jit(train_step(run, index), donate_argnums=0, out_shardings=outputs)
-        lowered = step.lower(state, TokenBatch(rows, rows, rows, rows))
+        labels = rows if objective_of(run).labels else None
+        lowered = step.lower(state, TokenBatch(rows, rows, rows, rows, labels))
         try:
             with _without_jax_cache():
                 program: Any = lowered.compile(compiler_options=options)

@@ -5,6 +5,7 @@ import dataclasses
 from pomona.core.fleet import Fleet, parse_fleet
 from pomona.model.config import Architecture, Execution, RematPolicy
 from pomona.model.count import training_flops
+from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run, Stage
 
@@ -34,11 +35,14 @@ class Published:
         return self.with_policy(self.policy or "qkv")
 
     def with_policy(self, policy: RematPolicy) -> Run:
-        return dataclasses.replace(self.run, execution=Execution(remat=policy))
+        wide = self.run.architecture.head_dim > 128  # heads of 256 in blocks of 1024 are too much for on-chip memory
+        execution = Execution(remat=policy, attention_block_tokens=512 if wide else 1024)
+        return dataclasses.replace(self.run, execution=execution)
 
 
 def _run(name: str, a: Architecture, batch_size: int, sequence_length: int) -> Run:
-    return Run(name, a, (Stage("core", 1, batch_size, sequence_length),), mesh=MeshConfig())
+    stage = Stage("core", 1, batch_size, sequence_length, Schedule(warmup_steps=0))
+    return Run(name, a, (stage,), mesh=MeshConfig())
 
 
 def _seconds(run: Run, chips: int, flops_per_second_per_chip: float) -> float:

@@ -24,7 +24,7 @@ from pomona.train import rollback
 from pomona.train.config import Run, stage_after
 from pomona.train.rollback import Rollback, Trend
 from pomona.train.session import Place
-from pomona.train.state import TrainState, abstract_state, create_state, state_shardings
+from pomona.train.state import TrainState, abstract_state, first_state
 
 SHARED_SECONDS = 30.0  # that a network disk may take to show a new file to other hosts
 MOST_STEPS = 100  # of the remote tier that are looked at: they fit a message between processes
@@ -72,10 +72,7 @@ def begin(place: Place) -> Beginning:
         if place.leads:
             drop_after(folder.metrics, found.step if found else -1)
     if found is None:
-        shardings = state_shardings(run, place.meshes[0])
-        with jax.set_mesh(place.meshes[0]):
-            state = jax.jit(lambda: create_state(run), out_shardings=shardings)()
-        return Beginning(state, 0, rollbacks, Trend(), 0.0, None, remote_steps)
+        return Beginning(first_state(run, place.meshes[0]), 0, rollbacks, Trend(), 0.0, None, remote_steps)
     about = found.about
     return Beginning(
         state=TrainState(**found.trees),

@@ -8,6 +8,7 @@ import tyro
 
 from pomona.checkpoint.config import CheckpointConfig, check_checkpoint
 from pomona.core.errors import UserError
+from pomona.core.run_folder import Origin
 from pomona.data.config import DataConfig, Weight, check_data
 from pomona.metrics.config import MetricsConfig
 from pomona.model.config import Architecture, Execution, RematPolicy, check_architecture, resolve
@@ -15,6 +16,7 @@ from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
 from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
 from pomona.train.fault_config import FaultConfig, check_faults
+from pomona.train.objective_config import NextToken, ObjectiveConfig
 
 CPU_MICRO_BATCH_TOKENS = 1024
 
@@ -60,6 +62,9 @@ class Run:
     name: str
     architecture: Architecture
     stages: tuple[Stage, ...]
+    objective: ObjectiveConfig = NextToken()
+    origin: Annotated[Origin | None, tyro.conf.AvoidSubcommands] = None
+    """The model that training begins with; absent: weights drawn from the seed."""
     data: DataConfig = DataConfig()
     optimizer: AdaStar | AdamW = AdaStar()
     execution: Execution = Execution()

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from pomona.data.loader import Batch
+from pomona.data.loader import Batch, take
 from pomona.train.feed import Feed
+from pomona.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +20,18 @@ class HeldOut:
     batches: list[Callable[[], Batch]]
     token_bytes: np.ndarray  # int32 [V]
     feed: Feed
-    step: Callable[[Any, Any], jax.Array]
+    step: Callable[..., jax.Array]
+    frozen: Any = None
 
 
-def evaluate(params: Any, heldout: HeldOut) -> dict[str, float]:
+def evaluate(state: TrainState, heldout: HeldOut) -> dict[str, float]:
     """heldout_loss (nats per token) and bits_per_byte."""
     nats, tokens, size = 0.0, 0, 0
     for make in heldout.batches:
         batch = make()
         real = batch.segments > 0
-        local = Batch(*(getattr(batch, name)[heldout.feed.rows] for name in Batch.__dataclass_fields__))
-        nats += float(heldout.step(params, heldout.feed.put(local)))
+        inputs = heldout.feed.put(take(batch, heldout.feed.rows))
+        nats += float(heldout.step(state, inputs, heldout.frozen))
         tokens += int(real.sum())
         size += int(heldout.token_bytes[batch.targets][real].sum())
     return {"heldout_loss": nats / tokens, "bits_per_byte": nats / math.log(2) / size}

@@ -4,6 +4,7 @@ Shapes: A micro-batches, B sequences of a micro-batch, T tokens. Row a * B + b o
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,8 +32,8 @@ class Feed:
 
     def put(self, batch: Batch) -> TokenBatch:
         """The device arrays of a host batch that holds `rows`."""
-        names = ("tokens", "targets", "segments", "positions")
-        return TokenBatch(*(self._put(getattr(batch, name)) for name in names))
+        fields: dict[str, Any] = {n: None if rows is None else self._put(rows) for n, rows in vars(batch).items()}
+        return TokenBatch(**fields)
 
     def stream(self, batches: Batches, first: int, last: int) -> Iterator[Batch]:
         """This process's rows of the batches of steps `first` to `last`, made ahead of time."""

@@ -4,14 +4,18 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.data.tokenizer import Tokenizer, load_tokenizer
-from pomona.model.decoder import Decoder, parameter_specs
+from pomona.model.decoder import Decoder
 from pomona.model.spec import abstract
+from pomona.parallel.config import MeshConfig
+from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, Stage
+from pomona.train.objectives import objective_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,8 @@ def load_model(path: Path, step: int | None = None) -> Model:
     folder = RunFolder(path)
     run = read_config(folder, Run)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(parameter_specs(run.architecture)))
+    objective = objective_of(run)
+    shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(objective.trained))
     found = restore(folder.checkpoints, lambda _: {"params": shapes}, step)
     if found is None:
         raise UserError(
@@ -51,4 +56,6 @@ def load_model(path: Path, step: int | None = None) -> Model:
             "a run can be used after its first checkpoint.",
             f"pomona train {run.name} --run {path}",
         )
-    return Model(found.trees["params"], run, load_tokenizer(folder.tokenizer), found.step)
+    frozen = objective.load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
+    params = objective.model(found.trees["params"], frozen, jnp.ones(()))
+    return Model(params, run, load_tokenizer(folder.tokenizer), found.step)

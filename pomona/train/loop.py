@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from pomona.train.endings import check_delivered, roll_back, save
 from pomona.train.evaluate import HeldOut, evaluate
 from pomona.train.feed import Feed
 from pomona.train.flight import About, Flight
+from pomona.train.objectives import objective_of
 from pomona.train.rollback import LossWatch, RollBack, passed_over
 from pomona.train.session import Place, Session
 from pomona.train.signals import stop_requests
@@ -149,9 +151,10 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
             if done == first and index > 0:
                 state = TrainState(state.params, start_stage(state.optimizer))
                 session.watch.start_stage()
-            heldout = _held_out(session, index)
+            frozen = objective_of(run).load_frozen(session.meshes[index])
+            heldout = _held_out(session, index, frozen)
             if done == first == 0:
-                bits = evaluate(state.params, heldout)["bits_per_byte"]
+                bits = evaluate(state, heldout)["bits_per_byte"]
                 session.live.message(f"{bits:.3f} bits per byte on held-out text before training")
                 session.record({"step": 0, "stage": stage.name, "bits_per_byte": bits})
                 before = {"bits_per_byte_before": bits}
@@ -159,7 +162,7 @@ def _run_stages(session: Session, state: TrainState, done: int) -> dict[str, flo
                 state = _run_stage(session, state, index, first, done, heldout)
                 done = first + stage.steps
             if done == total:
-                after = evaluate(state.params, heldout)
+                after = evaluate(state, heldout)
                 session.record({"step": total, "stage": stage.name, **after})
     return before | after
 
@@ -170,7 +173,7 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
     last = first + stage.steps
     batches = _batches(run, session.prepared, index, passed_over(session.rollbacks, first, stage.steps))
     feed = Feed(mesh, stage)
-    step_function, check = _compiled(session, index)
+    step_function, check = _compiled(session, index, heldout.frozen)
     meter = Meter(len(mesh.devices.flat), chip_for_device_kind(mesh.devices.flat[0].device_kind))
 
     def finished(step: int, unlogged: list[About]) -> bool:
@@ -203,7 +206,7 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
         session.poll()
         if step % run.evaluation.every_steps == 0 and step < total_steps(run):
             flight.land()
-            session.record({"step": step, "stage": stage.name, **evaluate(state.params, heldout)})
+            session.record({"step": step, "stage": stage.name, **evaluate(state, heldout)})
             session.no_step(meter)
         stop, due = _agree(session, step)
         if stop or due or step == last:
@@ -213,7 +216,7 @@ def _run_stage(session: Session, state: TrainState, index: int, first: int, done
     return state
 
 
-def _compiled(session: Session, index: int) -> tuple[Callable[..., Any], CorruptionCheck]:
+def _compiled(session: Session, index: int, frozen: Any) -> tuple[Callable[..., Any], CorruptionCheck]:
     """The step of a stage, which overwrites the state it is given, and what computes it twice now and then."""
     run, mesh = session.run, session.meshes[index]
     shardings, devices = state_shardings(run, mesh), list(mesh.devices.flat)
@@ -227,7 +230,8 @@ def _compiled(session: Session, index: int) -> tuple[Callable[..., Any], Corrupt
         or None,
     )
     told = session.hosts, session.corruptions, session.report_corruption
-    return function, CorruptionCheck(run.faults, mesh, shardings, *told)
+    step = function if frozen is None else partial(function, frozen=frozen)
+    return step, CorruptionCheck(run.faults, mesh, shardings, *told)
 
 
 def _agree(session: Session, step: int) -> tuple[bool, bool]:
@@ -271,7 +275,7 @@ def _loss(about: dict[str, float]) -> float:
     return about["loss"] if math.isfinite(about["gradient_norm"]) else math.nan
 
 
-def _held_out(session: Session, index: int) -> HeldOut:
+def _held_out(session: Session, index: int, frozen: Any) -> HeldOut:
     run, stage = session.run, session.run.stages[index]
     token_bytes = load_tokenizer(session.prepared.tokenizer).token_bytes()
     return HeldOut(
@@ -279,6 +283,7 @@ def _held_out(session: Session, index: int) -> HeldOut:
         token_bytes=token_bytes,
         feed=Feed(session.meshes[index], stage),
         step=jax.jit(evaluation_step(run, index)),
+        frozen=frozen,
     )
 
 

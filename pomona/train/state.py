@@ -6,19 +6,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from pomona.model.decoder import Decoder, parameter_specs
 from pomona.model.spec import abstract, initialize, map_specs
 from pomona.optim import build as optim
 from pomona.parallel import rules
 from pomona.train.config import Run
+from pomona.train.objectives import objective_of
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Float32 parameters and the optimizer's state. The step is not in it: it is how often it was changed."""
+    """What the objective trains, in float32, and the optimizer's state. The step is not in it: it is how often it was
+    changed."""
 
-    params: Decoder
+    params: Any
     optimizer: Any
 
     def trees(self) -> dict[str, Any]:
@@ -27,29 +28,41 @@ class TrainState:
 
 
 def create_state(run: Run) -> TrainState:
-    """The state before the first step; a pure function of the run, to be traced or run."""
-    params = initialize(parameter_specs(run.architecture), jax.random.key(run.seed))
+    """The state before the first step without an origin; a pure function of the run, to be traced or run."""
+    params = initialize(objective_of(run).trained, jax.random.key(run.seed))
     return TrainState(params, stage_optimizer(run, 0).init(params))
+
+
+def first_state(run: Run, mesh: Mesh) -> TrainState:
+    """The state before the first step on a mesh: drawn, or begun at the run's origin."""
+    objective, shardings = objective_of(run), state_shardings(run, mesh)
+    with jax.set_mesh(mesh):
+        if objective.begin is None:
+            return jax.jit(lambda: create_state(run), out_shardings=shardings)()
+        params = objective.begin(mesh)
+        optimizer = jax.jit(stage_optimizer(run, 0).init, out_shardings=shardings.optimizer)(params)
+    return TrainState(params, optimizer)
 
 
 def stage_optimizer(run: Run, stage: int) -> Any:
     """The optax transformation of one stage."""
-    specs = parameter_specs(run.architecture)
+    specs = objective_of(run).trained
     schedule, steps = run.stages[stage].schedule, run.stages[stage].steps
     return optim.build(run.optimizer, schedule, steps, specs, run.architecture.model_dim)
 
 
 def state_shardings(run: Run, mesh: Mesh) -> TrainState:
     """A tree like the state of `NamedSharding`s: moments lie where their parameters lie, counters everywhere."""
-    params = map_specs(lambda spec: rules.sharding(mesh, spec.axes), parameter_specs(run.architecture))
-    abstract_params = abstract(parameter_specs(run.architecture))
+    trained = objective_of(run).trained
+    params = map_specs(lambda spec: rules.sharding(mesh, spec.axes), trained)
+    abstract_params = abstract(trained)
     everywhere = rules.sharding(mesh, ())
     return TrainState(params, optim.state_shardings(stage_optimizer(run, 0), abstract_params, params, everywhere))
 
 
 def move(state: TrainState, run: Run, mesh: Mesh) -> TrainState:
     """The state on a mesh of the same devices; what it was elsewhere is freed leaf by leaf."""
-    if state.params.final_norm.sharding.mesh == mesh:
+    if jax.tree.leaves(state.params)[0].sharding.mesh == mesh:
         return state
     return jax.device_put(state, state_shardings(run, mesh), donate=True)
 

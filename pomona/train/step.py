@@ -11,25 +11,30 @@ import jax.numpy as jnp
 import optax
 
 from pomona.model.objective import LossSums, TokenBatch, next_token_loss
-from pomona.optim.build import measure
-from pomona.train.config import Run, at_stage
+from pomona.optim.build import measure, stage_updates
+from pomona.train.config import Run, Stage, at_stage
+from pomona.train.objectives import objective_of
 from pomona.train.state import TrainState, stage_optimizer
 
 BATCH_AXES = (None, "batch", "tokens")  # of the arrays [A, B, T]
 
 
-def train_step(run: Run, index: int) -> Callable[[TrainState, TokenBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step of stage `index` of a decided run: (state, batch of [A, B, T]) -> (new state, float32 scalars)."""
+def train_step(run: Run, index: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The step of stage `index` of a decided run: (state, batch of [A, B, T], frozen) -> (new state, float32 scalars).
+
+    `frozen` is what the objective only reads; most have nothing of the kind.
+    """
     run, stage = at_stage(run, index), run.stages[index]
-    optimizer = stage_optimizer(run, index)
+    optimizer, objective = stage_optimizer(run, index), objective_of(run)
 
-    def loss(params: Any, batch: TokenBatch, total_tokens: jax.Array) -> tuple[jax.Array, LossSums]:
-        sums = next_token_loss(params, batch, run.architecture, run.execution, stage.rope_base)
-        return sums.total / total_tokens, sums
+    def step(state: TrainState, batch: TokenBatch, frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        done = share_done(state, stage)
 
-    gradient = jax.grad(loss, has_aux=True)
+        def loss(params: Any, batch: TokenBatch, total_tokens: jax.Array) -> tuple[jax.Array, LossSums]:
+            sums = objective.loss(params, frozen, batch, done, run.execution, stage.rope_base)
+            return sums.total / total_tokens, sums
 
-    def step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradient = jax.grad(loss, has_aux=True)
         total_tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1).astype(jnp.float32)
         if batch.tokens.shape[0] == 1:
             gradients, sums = gradient(state.params, jax.tree.map(lambda x: x[0], batch), total_tokens)
@@ -54,11 +59,19 @@ def train_step(run: Run, index: int) -> Callable[[TrainState, TokenBatch], tuple
     return step
 
 
-def evaluation_step(run: Run, index: int) -> Callable[[Any, TokenBatch], jax.Array]:
-    """In stage `index`, a function (parameters, batch of [A, B, T]) -> the sum of nats over the batch's targets."""
-    run, stage = at_stage(run, index), run.stages[index]
+def share_done(state: TrainState, stage: Stage) -> jax.Array:
+    """The share of a stage's updates that are in its state, a float32 scalar."""
+    return stage_updates(state.optimizer).astype(jnp.float32) / stage.steps
 
-    def step(params: Any, batch: TokenBatch) -> jax.Array:
+
+def evaluation_step(run: Run, index: int) -> Callable[..., jax.Array]:
+    """In stage `index`, a function (state, batch of [A, B, T], frozen) -> the sum of nats over the batch's targets."""
+    run, stage = at_stage(run, index), run.stages[index]
+    objective = objective_of(run)
+
+    def step(state: TrainState, batch: TokenBatch, frozen: Any = None) -> jax.Array:
+        params = objective.model(state.params, frozen, share_done(state, stage))
+
         def nats(micro: TokenBatch) -> jax.Array:
             return next_token_loss(params, micro, run.architecture, run.execution, stage.rope_base).nll
 

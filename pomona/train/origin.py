@@ -1,0 +1,70 @@
+"""The model that a run begins from: pinned by the fingerprint of its checkpoint, read onto any mesh."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from pomona.checkpoint.manifest import NAME
+from pomona.checkpoint.store import restore, steps
+from pomona.core.errors import UserError
+from pomona.core.run_folder import Origin, RunFolder
+from pomona.model.spec import map_specs
+from pomona.parallel import rules
+
+
+def origin_of(path: Path, step: int | None = None) -> Origin:
+    """A run folder's newest checkpoint, or that of one step, as an origin.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    present = [number for number in steps(RunFolder(path).checkpoints) if step in (None, number)]
+    for number in present:
+        if (digest := fingerprint(path, number)) is not None:
+            return Origin(str(path), number, digest)
+    raise UserError(
+        f"{path} has no checkpoint{'' if step is None else f' of step {step}'} yet.",
+        "a model begins from a finished checkpoint of another run.",
+        f"pomona train RECIPE --run {path}, or the name of another run folder.",
+    )
+
+
+def fingerprint(path: Path, step: int) -> str | None:
+    """Sixteen hex digits of a checkpoint's contents; None where there is no finished one."""
+    manifest = RunFolder(path).checkpoints / str(step) / NAME
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else None
+
+
+def check_origin(origin: Origin) -> None:
+    """Raises `UserError` where the origin is gone, or is no longer what the run was begun with."""
+    found = fingerprint(Path(origin.run), origin.step)
+    if found != origin.fingerprint:
+        raise UserError(
+            f"the checkpoint of step {origin.step} in {origin.run} "
+            + ("is not there." if found is None else f"has changed ({origin.fingerprint} -> {found})."),
+            "a run goes on with exactly the model that it was begun from.",
+            f"put {origin.run} back, as seen from this folder, or start a new run with --run FOLDER.",
+        )
+
+
+def begin_at(origin: Origin, specs: Any) -> Callable[[Mesh], Any]:
+    """Reads the parameters of an origin, of the shapes of `specs`, onto a mesh.
+
+    Raises:
+        UserError: (when called) the origin is gone, has changed, or holds other shapes.
+    """
+
+    def begin(mesh: Mesh) -> Any:
+        check_origin(origin)
+        shapes = map_specs(
+            lambda spec: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=rules.sharding(mesh, spec.axes)), specs
+        )
+        found = restore(RunFolder(Path(origin.run)).checkpoints, lambda _: {"params": shapes}, origin.step)
+        assert found is not None, "a checkpoint with a fingerprint is there"
+        return found.trees["params"]
+
+    return begin
