@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a recipe, or go on with a run that was stopped",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "generate": "let a trained model continue a prompt",
+    "card": "show a model's life on one page: where it comes from, and what came of it",
     "export": "write a run as a Hugging Face folder",
     "import": "read a Hugging Face folder into a run",
 }

@@ -1,0 +1,266 @@
+"""What a card says of each member of a family: numbers that its run folder holds, each with where it was read. No JAX.
+
+A number that no file holds is None and stays a dash on the page; nothing is estimated here.
+"""
+
+import dataclasses
+import hashlib
+import math
+import shlex
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pomona.card.family import Member, find, origin_in
+from pomona.checkpoint.manifest import NAME as MANIFEST
+from pomona.core.config import from_json
+from pomona.core.errors import UserError
+from pomona.core.files import read_json
+from pomona.core.run_folder import RunFolder
+from pomona.metrics.goodput import account
+from pomona.metrics.records import Record
+from pomona.model.config import Architecture
+from pomona.model.count import count_parameters
+
+PALETTES = Path("palettes") / "palettes.json"  # what a palettized run has instead of a checkpoint
+FLOAT_BITS = 32.0  # of a weight in a checkpoint: parameters are float32
+ORDINARY = {"start", "resume", "checkpoint", "remote_checkpoint", "end"}
+DONE = {  # by the verb that made the folder
+    "train": "trained",
+    "prune": "pruned",
+    "distill": "distilled",
+    "palettize": "palettized",
+    "qat": "trained for two bits",
+    "recover": "recovered by an adapter",
+    "adapt": "adapted to a task",
+    "import": "imported",
+}
+Curve = tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """One member. Times in seconds, sizes in bytes."""
+
+    run: str
+    missing: bool
+    done: str
+    origin: str | None
+    origin_state: str | None
+    """What is wrong with the origin as it lies there now; None where nothing is known to be."""
+    teacher: str | None
+    parameters: int | None
+    weights_bytes: int | None
+    """Of what this folder holds of the model on disk: the newest checkpoint's parameters, or the palettes."""
+    bits_per_weight: float | None
+    bits_per_byte_before: float | None
+    bits_per_byte: float | None
+    steps_planned: int | None
+    steps_done: int | None
+    tokens_planned: int | None
+    tokens_done: int | None
+    step_seconds_planned: float | None
+    step_seconds: float | None
+    seconds_planned: float | None
+    seconds: float | None
+    goodput: float | None
+    training_tokens_per_second: float | None
+    generating_tokens_per_second: float | None
+    losses: Curve
+    heldout: Curve
+    samples: tuple[Record, ...]
+    commands: tuple[str, ...]
+    hardware: tuple[str, ...]
+    versions: dict[str, str]
+    trouble: dict[str, int]
+    said: dict[str, Any]
+    """Whatever else the stage said at its end."""
+
+
+def facts(member: Member, step_seconds_planned: float | None = None) -> Facts:
+    """The facts of a member.
+
+    Args:
+        step_seconds_planned: what a plan for the run's own chips says of a step, the mean over its stages.
+    """
+    starts = [event for event in member.events if event["event"] in ("start", "resume")]
+    end = next((event for event in reversed(member.events) if event["event"] == "end"), {})
+    origin = origin_in(member)
+    logged = [record for record in member.records if "loss" in record]
+    steps, tokens = _planned(member)
+    done = max((int(record["step"]) for record in member.records), default=None)
+    planned = member.planned or {}
+    rates = [record["tokens_per_second"] for record in logged if "tokens_per_second" in record]
+    pace = [record["step_seconds"] for record in logged if "step_seconds" in record]
+    held = [record for record in member.records if record.get("bits_per_byte") is not None]
+    samples = _samples(member)
+    took = _seconds(starts, member.events)
+    known = {"event", "time_seconds", "step", "bits_per_byte_before", "bits_per_byte", "heldout_loss"}
+    return Facts(
+        run=member.name,
+        missing=member.missing,
+        done=_done(member, starts),
+        origin=origin.run if origin else None,
+        origin_state=_origin_state(member),
+        teacher=_teacher(member),
+        parameters=_parameters(member, end),
+        weights_bytes=_weights_bytes(member.folder),
+        bits_per_weight=_bits_per_weight(member, end),
+        bits_per_byte_before=end.get("bits_per_byte_before", held[0]["bits_per_byte"] if held else None),
+        bits_per_byte=end.get("bits_per_byte", held[-1]["bits_per_byte"] if held else None),
+        steps_planned=steps,
+        steps_done=done,
+        tokens_planned=tokens,
+        tokens_done=_tokens_after(member, done),
+        step_seconds_planned=step_seconds_planned,
+        step_seconds=statistics.median(pace) if pace else None,
+        seconds_planned=planned.get("budget_seconds"),
+        seconds=took,
+        goodput=_goodput(member, took),
+        training_tokens_per_second=statistics.median(rates) if rates else None,
+        generating_tokens_per_second=samples[-1].get("tokens_per_second") if samples else None,
+        losses=_curve(logged, "loss"),
+        heldout=_curve(held, "bits_per_byte"),
+        samples=samples,
+        commands=tuple(dict.fromkeys(str(event["command"]) for event in starts if event.get("command"))),
+        hardware=tuple(dict.fromkeys(_hardware(event) for event in starts if event.get("machine"))),
+        versions=dict(starts[-1].get("versions", {})) if starts else {},
+        trouble=dict(Counter(event["event"] for event in member.events if event["event"] not in ORDINARY)),
+        said={name: value for name, value in end.items() if name not in known and value is not None},
+    )
+
+
+def architecture(member: Member) -> Architecture | None:
+    """The model's shape; None where the folder is gone or was written by a version with other fields."""
+    try:
+        return from_json(Architecture, (member.config or {}).get("architecture"))
+    except UserError:
+        return None
+
+
+def _done(member: Member, starts: list[Record]) -> str:
+    """What made this member: the verb that was typed, or, in old folders, whether it has an origin."""
+    words = shlex.split(str(starts[0].get("command", ""))) if starts else []
+    if len(words) > 1 and words[1] in DONE:
+        verb = words[1]
+    else:
+        verb = "palettize" if (member.folder.path / PALETTES).exists() else "train"
+    further = verb == "train" and origin_in(member) is not None
+    return "trained further" if further else DONE[verb]
+
+
+def _planned(member: Member) -> tuple[int | None, int | None]:
+    """Steps and tokens of all stages as configured."""
+    try:
+        stages = [(int(s["steps"]), s["batch_size"] * s["sequence_length"]) for s in (member.config or {})["stages"]]
+    except (KeyError, TypeError):
+        return None, None
+    return sum(steps for steps, _ in stages), sum(steps * tokens for steps, tokens in stages)
+
+
+def _tokens_after(member: Member, done: int | None) -> int | None:
+    """Tokens of the first `done` steps, padding included."""
+    if done is None or _planned(member)[0] is None:
+        return None
+    left, tokens = done, 0
+    for stage in (member.config or {})["stages"]:
+        steps = min(left, stage["steps"])
+        left, tokens = left - steps, tokens + steps * stage["batch_size"] * stage["sequence_length"]
+    return tokens
+
+
+def _teacher(member: Member) -> str | None:
+    """The run that a distilled one learned from."""
+    objective = (member.config or {}).get("objective") or {}
+    teacher = objective.get("teacher")
+    return teacher.get("run") if isinstance(teacher, dict) else teacher if isinstance(teacher, str) else None
+
+
+def _origin_state(member: Member) -> str | None:
+    origin = origin_in(member)
+    if origin is None:
+        return None
+    found = find(origin.run, member.folder.path)
+    if found is None:
+        return "is not there"
+    manifest = RunFolder(found).checkpoints / str(origin.step) / MANIFEST
+    if not manifest.exists():
+        return None if (found / PALETTES).exists() else f"has no checkpoint of step {origin.step} any more"
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[: len(origin.fingerprint)]
+    return None if digest == origin.fingerprint else f"has another checkpoint of step {origin.step} than then"
+
+
+def _parameters(member: Member, end: Record) -> int | None:
+    if "parameters" in end:
+        return int(end["parameters"])
+    shape = architecture(member)
+    return count_parameters(shape).total if shape else None
+
+
+def _weights_bytes(folder: RunFolder) -> int | None:
+    """What the weights take on disk: of the newest finished checkpoint, or of the palettes."""
+    palettes = (folder.path / PALETTES).parent
+    if palettes.is_dir():
+        return sum(path.stat().st_size for path in palettes.rglob("*") if path.is_file())
+    finished = [
+        int(path.parent.name) for path in folder.checkpoints.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()
+    ]
+    if not finished:
+        return None
+    files = read_json(folder.checkpoints / str(max(finished)) / MANIFEST)["crc32"]
+    return sum(size for name, (size, _) in files.items() if name.startswith("params/"))
+
+
+def _bits_per_weight(member: Member, end: Record) -> float | None:
+    """As the stage counted it, tables and scales included; 32 where the weights are plain float32."""
+    if member.missing:
+        return None
+    for said in (end, _palettes(member)):
+        for name in ("bits_per_weight", "average_bits", "bits"):
+            if isinstance(said.get(name), (int, float)):
+                return float(said[name])
+    kind = ((member.config or {}).get("objective") or {}).get("kind", "next-token")
+    plain = not (member.folder.path / PALETTES).exists() and kind != "low-rank"
+    return FLOAT_BITS if plain and _weights_bytes(member.folder) is not None else None
+
+
+def _palettes(member: Member) -> dict[str, Any]:
+    path = member.folder.path / PALETTES
+    return read_json(path) if path.exists() else {}
+
+
+def _seconds(starts: list[Record], events: tuple[Record, ...]) -> float | None:
+    """From the first start to the end; what lay between a kill and the next start is part of it."""
+    ends = [event["time_seconds"] for event in events if event["event"] == "end"]
+    began = [event.get("began_seconds") or event["time_seconds"] for event in starts]
+    return max(ends) - min(began) if ends and began else None
+
+
+def _goodput(member: Member, seconds: float | None) -> float | None:
+    """Over the whole run where it has ended, else as last logged."""
+    kept = [event["kept_seconds"] for event in member.events if event["event"] == "checkpoint"]
+    starts = [event for event in member.events if event["event"] in ("start", "resume")]
+    if seconds and kept and starts:
+        return max(kept[-1], account(member.events).kept_seconds) / seconds
+    logged = [record["goodput"] for record in member.records if "goodput" in record]
+    return logged[-1] if logged else None
+
+
+def _curve(records: list[Record], name: str) -> Curve:
+    """The finite values by step, each step once."""
+    values = {int(r["step"]): float(r[name]) for r in records if r[name] is not None and math.isfinite(r[name])}
+    return tuple(sorted(values.items()))
+
+
+def _samples(member: Member) -> tuple[Record, ...]:
+    """The last one of every prompt, of the newest step that was asked."""
+    newest = max((each.get("step", 0) for each in member.samples), default=0)
+    return tuple({each["prompt"]: each for each in member.samples if each.get("step", 0) == newest}.values())
+
+
+def _hardware(start: Record) -> str:
+    """`1 x cpu; Linux, 2 cores of AMD EPYC`."""
+    machine = start["machine"]
+    devices = f"{start['devices']} x {start['device']}; " if "device" in start else ""
+    return f"{devices}{machine['system']}, {machine['cores']} cores of {machine['processor']}"
