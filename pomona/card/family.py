@@ -83,8 +83,8 @@ def read_member(name: str, path: Path) -> Member:
         )
     plans = [each for each in read_records(path.parent / LIFE_FILE) if Path(str(each.get("run"))).name == path.name]
     planned = next((each for each in reversed(plans) if each.get("event") == "begin"), None)
-    logs = (tuple(read_records(file)) for file in (folder.events, folder.metrics, folder.samples))
-    return Member(name, folder, config, *logs, planned=planned)
+    events, records, samples = (tuple(read_records(file)) for file in (folder.events, folder.metrics, folder.samples))
+    return Member(name, folder, config, events, records, samples, planned)
 
 
 def origin_in(member: Member) -> Origin | None:

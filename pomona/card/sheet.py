@@ -60,7 +60,8 @@ def _box(m: Facts) -> tuple[str, str]:
     if m.missing:
         return "missing: this run folder is not there", ""
     size, bits, quality = _figures(m)
-    return ", ".join(filter(None, (size, bits))), ", ".join(filter(None, (quality, m.weights_bytes and _size(m))))
+    on_disk = "" if m.weights_bytes is None else f"{_size(m)} on disk"
+    return ", ".join(filter(None, (size, bits))), ", ".join(filter(None, (quality, on_disk)))
 
 
 def _side_by_side(members: Sequence[Facts]) -> str:
