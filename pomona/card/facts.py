@@ -18,7 +18,6 @@ from pomona.core.config import from_json
 from pomona.core.errors import UserError
 from pomona.core.files import read_json
 from pomona.core.run_folder import RunFolder
-from pomona.metrics.goodput import account
 from pomona.metrics.records import Record
 from pomona.model.config import Architecture
 from pomona.model.count import count_parameters
@@ -90,12 +89,12 @@ def facts(member: Member, step_seconds_planned: float | None = None) -> Facts:
     logged = [record for record in member.records if "loss" in record]
     steps, tokens = _planned(member)
     done = max((int(record["step"]) for record in member.records), default=None)
-    planned = member.planned or {}
     rates = [record["tokens_per_second"] for record in logged if "tokens_per_second" in record]
     pace = [record["step_seconds"] for record in logged if "step_seconds" in record]
     held = [record for record in member.records if record.get("bits_per_byte") is not None]
     samples = _samples(member)
-    took = _seconds(starts, member.events)
+    took = _seconds(starts, member)
+    budgets = [turn["budget_seconds"] for turn in member.turns if turn["event"] == "begin"]
     known = {"event", "time_seconds", "step", "bits_per_byte_before", "bits_per_byte", "heldout_loss"}
     return Facts(
         run=member.name,
@@ -115,9 +114,9 @@ def facts(member: Member, step_seconds_planned: float | None = None) -> Facts:
         tokens_done=_tokens_after(member, done),
         step_seconds_planned=step_seconds_planned,
         step_seconds=statistics.median(pace) if pace else None,
-        seconds_planned=planned.get("budget_seconds"),
+        seconds_planned=budgets[-1] if budgets else None,
         seconds=took,
-        goodput=_goodput(member, took),
+        goodput=_goodput(member),
         training_tokens_per_second=statistics.median(rates) if rates else None,
         generating_tokens_per_second=samples[-1].get("tokens_per_second") if samples else None,
         losses=_curve(logged, "loss"),
@@ -230,19 +229,18 @@ def _palettes(member: Member) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _seconds(starts: list[Record], events: tuple[Record, ...]) -> float | None:
-    """From the first start to the end; what lay between a kill and the next start is part of it."""
-    ends = [event["time_seconds"] for event in events if event["event"] == "end"]
+def _seconds(starts: list[Record], member: Member) -> float | None:
+    """Of the command where one made it all, else from the first start to the end, with what lay between two starts."""
+    commands = [turn["seconds"] for turn in member.turns if turn["event"] == "end" and turn["exit_code"] == 0]
+    if commands and sum(turn["event"] == "begin" for turn in member.turns) == 1:
+        return float(commands[0])
+    ends = [event["time_seconds"] for event in member.events if event["event"] == "end"]
     began = [event.get("began_seconds") or event["time_seconds"] for event in starts]
     return max(ends) - min(began) if ends and began else None
 
 
-def _goodput(member: Member, seconds: float | None) -> float | None:
-    """Over the whole run where it has ended, else as last logged."""
-    kept = [event["kept_seconds"] for event in member.events if event["event"] == "checkpoint"]
-    starts = [event for event in member.events if event["event"] in ("start", "resume")]
-    if seconds and kept and starts:
-        return max(kept[-1], account(member.events).kept_seconds) / seconds
+def _goodput(member: Member) -> float | None:
+    """As last logged."""
     logged = [record["goodput"] for record in member.records if "goodput" in record]
     return logged[-1] if logged else None
 

@@ -29,8 +29,8 @@ class Member:
     events: tuple[Record, ...] = ()
     records: tuple[Record, ...] = ()
     samples: tuple[Record, ...] = ()
-    planned: Record | None = None
-    """What the life said about this run when it began."""
+    turns: tuple[Record, ...] = ()
+    """What the ledger of the life says of the commands that made this run."""
 
     @property
     def missing(self) -> bool:
@@ -81,10 +81,10 @@ def read_member(name: str, path: Path) -> Member:
             "Pomona writes a run's whole configuration there.",
             "restore it from a copy.",
         )
-    plans = [each for each in read_records(path.parent / LIFE_FILE) if Path(str(each.get("run"))).name == path.name]
-    planned = next((each for each in reversed(plans) if each.get("event") == "begin"), None)
+    ledger = read_records(path.parent / LIFE_FILE)
+    turns = tuple(each for each in ledger if each.get("makes") and Path(str(each["run"])).name == path.name)
     events, records, samples = (tuple(read_records(file)) for file in (folder.events, folder.metrics, folder.samples))
-    return Member(name, folder, config, events, records, samples, planned)
+    return Member(name, folder, config, events, records, samples, turns)
 
 
 def origin_in(member: Member) -> Origin | None:

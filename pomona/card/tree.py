@@ -10,7 +10,8 @@ WIDTH, LEFT, BOX, HEIGHT, GAP = 520, 90, 420, 62, 34
 STYLE = """
 .tree rect { fill: var(--box); stroke: var(--line); } .tree .gone { fill: none; stroke: var(--none); }
 .tree .gone, .tree .teaches { stroke-dasharray: 5 4; }
-.tree path { fill: none; stroke: var(--soft); stroke-width: 1.5; } .tree .bold { font-weight: 600; } .tree { max-width: 34rem; }
+.tree path { fill: none; stroke: var(--soft); stroke-width: 1.5; } .tree .bold { font-weight: 600; }
+.tree { max-width: 34rem; }
 """
 
 

@@ -11,6 +11,7 @@ VERBS = {
     "recipes": "list the recipes, or show one with every setting",
     "plan": "say what a recipe takes on given chips: memory, time, money",
     "train": "train a recipe, or go on with a run that was stopped",
+    "life": "carry a pair of models through every stage of its life, to its card",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "generate": "let a trained model continue a prompt",
     "card": "show a model's life on one page: where it comes from, and what came of it",
