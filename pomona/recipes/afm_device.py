@@ -53,7 +53,7 @@ def _steps(tokens: float) -> tuple[str, ...]:
     """Settings for so many tokens in batches of the core stage."""
     stage = core(BATCH_SIZE)
     sizes = ("--stages.0.batch-size", str(stage.batch_size), "--stages.0.sequence-length", str(stage.sequence_length))
-    return ("--stages.0.steps", str(round(tokens / BATCH_TOKENS)), *sizes)
+    return ("--stages.0.steps", str(int(tokens // BATCH_TOKENS)), *sizes)
 
 
 LIFE = Life(
