@@ -24,7 +24,8 @@ from pomona.model.count import count_parameters
 
 PALETTES = Path("palettes") / "palettes.json"  # what a palettized run has instead of a checkpoint
 FLOAT_BITS = 32.0  # of a weight in a checkpoint: parameters are float32
-ORDINARY = {"start", "resume", "checkpoint", "remote_checkpoint", "end"}
+ENDS = ("end", "pruned", "palettized")  # the events that say what came of a stage
+ORDINARY = {"start", "resume", "checkpoint", "remote_checkpoint", *ENDS}
 DONE = {  # by the verb that made the folder
     "train": "trained",
     "prune": "pruned",
@@ -35,6 +36,8 @@ DONE = {  # by the verb that made the folder
     "adapt": "adapted to a task",
     "import": "imported",
 }
+STARTS = ("start", "resume")
+KNOWN = {"event", "time_seconds", "step", "bits_per_byte_before", "bits_per_byte", "heldout_loss", "before", "after"}
 Curve = tuple[tuple[int, float], ...]
 
 
@@ -49,10 +52,13 @@ class Facts:
     origin_state: str | None
     """What is wrong with the origin as it lies there now; None where nothing is known to be."""
     teacher: str | None
+    adapter_on: str | None
+    """The run whose weights an adapter is trained on: then this folder holds the adapter alone."""
     parameters: int | None
     weights_bytes: int | None
     """Of what this folder holds of the model on disk: the newest checkpoint's parameters, or the palettes."""
     bits_per_weight: float | None
+    """Of the linear layers; an adapter is not counted in."""
     bits_per_byte_before: float | None
     bits_per_byte: float | None
     steps_planned: int | None
@@ -77,56 +83,61 @@ class Facts:
     """Whatever else the stage said at its end."""
 
 
-def facts(member: Member, step_seconds_planned: float | None = None) -> Facts:
+def facts(member: Member, base: Facts | None = None, step_seconds_planned: float | None = None) -> Facts:
     """The facts of a member.
 
     Args:
+        base: the facts of its origin, whose weights an adapter goes on using.
         step_seconds_planned: what a plan for the run's own chips says of a step, the mean over its stages.
     """
-    starts = [event for event in member.events if event["event"] in ("start", "resume")]
-    end = next((event for event in reversed(member.events) if event["event"] == "end"), {})
-    origin = origin_in(member)
-    logged = [record for record in member.records if "loss" in record]
-    steps, tokens = _planned(member)
-    done = max((int(record["step"]) for record in member.records), default=None)
+    trained, origin = member.trained, origin_in(member)
+    events = (*member.events, *(member.masks.events if member.masks else ()))
+    records = trained.records if trained else ()
+    starts = [event for event in events if event["event"] in STARTS]
+    end = next((event for event in reversed(member.events) if event["event"] in ENDS), {})
+    logged = [record for record in records if "loss" in record]
+    steps, tokens = _planned(trained)
+    done = max((int(record["step"]) for record in records), default=None)
     rates = [record["tokens_per_second"] for record in logged if "tokens_per_second" in record]
     pace = [record["step_seconds"] for record in logged if "step_seconds" in record]
-    held = [record for record in member.records if record.get("bits_per_byte") is not None]
+    held = [record for record in records if record.get("bits_per_byte") is not None]
+    before, after = _bits_per_byte(member, end)
     samples = _samples(member)
-    took = _seconds(starts, member)
     budgets = [turn["budget_seconds"] for turn in member.turns if turn["event"] == "begin"]
-    known = {"event", "time_seconds", "step", "bits_per_byte_before", "bits_per_byte", "heldout_loss"}
+    kind = ((member.config or {}).get("objective") or {}).get("kind", "next-token")
+    adapter_on = origin.run if origin and kind == "low-rank" else None
     return Facts(
         run=member.name,
         missing=member.missing,
-        done=_done(member, starts),
+        done=_done(member, starts, end),
         origin=origin.run if origin else None,
         origin_state=_origin_state(member),
-        teacher=_teacher(member),
+        teacher=_teacher(trained),
+        adapter_on=adapter_on,
         parameters=_parameters(member, end),
         weights_bytes=_weights_bytes(member.folder),
-        bits_per_weight=_bits_per_weight(member, end),
-        bits_per_byte_before=end.get("bits_per_byte_before", held[0]["bits_per_byte"] if held else None),
-        bits_per_byte=end.get("bits_per_byte", held[-1]["bits_per_byte"] if held else None),
+        bits_per_weight=base.bits_per_weight if adapter_on and base else _bits_per_weight(member, end),
+        bits_per_byte_before=before,
+        bits_per_byte=after,
         steps_planned=steps,
         steps_done=done,
         tokens_planned=tokens,
-        tokens_done=_tokens_after(member, done),
+        tokens_done=_tokens_after(trained, done),
         step_seconds_planned=step_seconds_planned,
         step_seconds=statistics.median(pace) if pace else None,
         seconds_planned=budgets[-1] if budgets else None,
-        seconds=took,
-        goodput=_goodput(member),
+        seconds=_seconds(starts, member),
+        goodput=next((record["goodput"] for record in reversed(records) if "goodput" in record), None),
         training_tokens_per_second=statistics.median(rates) if rates else None,
         generating_tokens_per_second=samples[-1].get("tokens_per_second") if samples else None,
         losses=_curve(logged, "loss"),
         heldout=_curve(held, "bits_per_byte"),
         samples=samples,
-        commands=tuple(dict.fromkeys(str(event["command"]) for event in starts if event.get("command"))),
+        commands=_commands(member, starts),
         hardware=tuple(dict.fromkeys(_hardware(event) for event in starts if event.get("machine"))),
         versions=dict(starts[-1].get("versions", {})) if starts else {},
-        trouble=dict(Counter(event["event"] for event in member.events if event["event"] not in ORDINARY)),
-        said={name: value for name, value in end.items() if name not in known and value is not None},
+        trouble=dict(Counter(event["event"] for event in events if event["event"] not in ORDINARY)),
+        said={name: value for name, value in end.items() if name not in KNOWN and value is not None},
     )
 
 
@@ -138,42 +149,62 @@ def architecture(member: Member) -> Architecture | None:
         return None
 
 
-def _done(member: Member, starts: list[Record]) -> str:
-    """What made this member: the verb that was typed, or, in old folders, whether it has an origin."""
-    words = shlex.split(str(starts[0].get("command", ""))) if starts else []
+def _commands(member: Member, starts: list[Record]) -> tuple[str, ...]:
+    """As its events have them, or, of a stage that records none, the life's ledger."""
+    recorded = [event["command"] for event in starts if event.get("command")]
+    ledger = [turn["command"] for turn in member.turns if turn["event"] == "begin" and turn.get("command")]
+    return tuple(dict.fromkeys(recorded or ledger))
+
+
+def _done(member: Member, starts: list[Record], end: Record) -> str:
+    """What made this member: the verb that was typed, else what its last event or its files say."""
+    words = shlex.split(next(iter(_commands(member, starts)), ""))
     if len(words) > 1 and words[1] in DONE:
         verb = words[1]
+    elif member.masks is not None or end.get("event") == "pruned":
+        verb = "prune"
     else:
         verb = "palettize" if (member.folder.path / PALETTES).exists() else "train"
     further = verb == "train" and origin_in(member) is not None
     return "trained further" if further else DONE[verb]
 
 
-def _planned(member: Member) -> tuple[int | None, int | None]:
-    """Steps and tokens of all stages as configured."""
+def _bits_per_byte(member: Member, end: Record) -> tuple[float | None, float | None]:
+    """Before the stage and after it, on the held-out text."""
+    held = [record["bits_per_byte"] for record in member.records if record.get("bits_per_byte") is not None]
+    before = end.get("bits_per_byte_before", end.get("before"))
+    after = end.get("bits_per_byte", end.get("after"))
+    if before is None and len(held) > 1:
+        before = held[0]
+    return before, held[-1] if after is None and held else after
+
+
+def _planned(trained: Member | None) -> tuple[int | None, int | None]:
+    """Steps and tokens of all stages as configured; None where nothing was trained."""
     try:
-        stages = [(int(s["steps"]), s["batch_size"] * s["sequence_length"]) for s in (member.config or {})["stages"]]
+        raw = (trained.config if trained else None) or {}
+        stages = [(int(s["steps"]), s["batch_size"] * s["sequence_length"]) for s in raw["stages"]]
     except (KeyError, TypeError):
         return None, None
     return sum(steps for steps, _ in stages), sum(steps * tokens for steps, tokens in stages)
 
 
-def _tokens_after(member: Member, done: int | None) -> int | None:
+def _tokens_after(trained: Member | None, done: int | None) -> int | None:
     """Tokens of the first `done` steps, padding included."""
-    if done is None or _planned(member)[0] is None:
+    if done is None or trained is None or _planned(trained)[0] is None:
         return None
     left, tokens = done, 0
-    for stage in (member.config or {})["stages"]:
+    for stage in (trained.config or {})["stages"]:
         steps = min(left, stage["steps"])
         left, tokens = left - steps, tokens + steps * stage["batch_size"] * stage["sequence_length"]
     return tokens
 
 
-def _teacher(member: Member) -> str | None:
+def _teacher(trained: Member | None) -> str | None:
     """The run that a distilled one learned from."""
-    objective = (member.config or {}).get("objective") or {}
+    objective = ((trained.config if trained else None) or {}).get("objective") or {}
     teacher = objective.get("teacher")
-    return teacher.get("run") if isinstance(teacher, dict) else teacher if isinstance(teacher, str) else None
+    return teacher.get("run") if isinstance(teacher, dict) else None
 
 
 def _origin_state(member: Member) -> str | None:
@@ -184,8 +215,11 @@ def _origin_state(member: Member) -> str | None:
     if found is None:
         return "is not there"
     manifest = RunFolder(found).checkpoints / str(origin.step) / MANIFEST
+    if (found / PALETTES).exists():
+        digest = read_json(found / PALETTES).get("fingerprint")
+        return None if digest == origin.fingerprint else "has other palettes than then"
     if not manifest.exists():
-        return None if (found / PALETTES).exists() else f"has no checkpoint of step {origin.step} any more"
+        return f"has no checkpoint of step {origin.step} any more"
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[: len(origin.fingerprint)]
     return None if digest == origin.fingerprint else f"has another checkpoint of step {origin.step} than then"
 
@@ -212,15 +246,13 @@ def _weights_bytes(folder: RunFolder) -> int | None:
 
 
 def _bits_per_weight(member: Member, end: Record) -> float | None:
-    """As the stage counted it, tables and scales included; 32 where the weights are plain float32."""
+    """Of the linear layers, as palettize counted it, tables and scales included; 32 where all is plain float32."""
     if member.missing:
         return None
-    for said in (end, _palettes(member)):
-        for name in ("bits_per_weight", "average_bits", "bits"):
-            if isinstance(said.get(name), (int, float)):
-                return float(said[name])
-    kind = ((member.config or {}).get("objective") or {}).get("kind", "next-token")
-    plain = not (member.folder.path / PALETTES).exists() and kind != "low-rank"
+    said = end.get("bits_per_weight", _palettes(member).get("bits_per_weight"))
+    if said is not None:
+        return float(said)
+    plain = not (member.folder.path / PALETTES).exists()
     return FLOAT_BITS if plain and _weights_bytes(member.folder) is not None else None
 
 
@@ -234,15 +266,9 @@ def _seconds(starts: list[Record], member: Member) -> float | None:
     commands = [turn["seconds"] for turn in member.turns if turn["event"] == "end" and turn["exit_code"] == 0]
     if commands and sum(turn["event"] == "begin" for turn in member.turns) == 1:
         return float(commands[0])
-    ends = [event["time_seconds"] for event in member.events if event["event"] == "end"]
+    ends = [event["time_seconds"] for event in member.events if event["event"] in ENDS]
     began = [event.get("began_seconds") or event["time_seconds"] for event in starts]
     return max(ends) - min(began) if ends and began else None
-
-
-def _goodput(member: Member) -> float | None:
-    """As last logged."""
-    logged = [record["goodput"] for record in member.records if "goodput" in record]
-    return logged[-1] if logged else None
 
 
 def _curve(records: list[Record], name: str) -> Curve:

@@ -15,6 +15,7 @@ from pomona.core.run_folder import Origin, RunFolder
 from pomona.metrics.records import Record, read_records
 
 LIFE_FILE = "life.jsonl"  # in the folder above the runs: what `pomona life` planned and did
+MASKS = "masks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,20 @@ class Member:
     samples: tuple[Record, ...] = ()
     turns: tuple[Record, ...] = ()
     """What the ledger of the life says of the commands that made this run."""
+    masks: "Member | None" = None
+    """Of a pruned model: the run inside its folder that learned which units stay."""
 
     @property
     def missing(self) -> bool:
         return self.config is None
+
+    @property
+    def trained(self) -> "Member | None":
+        """The run by the loop that made this model: itself, or its masks'; None where nothing was trained."""
+        if self.masks is not None:
+            return self.masks
+        by_the_loop = any("devices" in event for event in self.events) or any("loss" in each for each in self.records)
+        return self if by_the_loop else None
 
 
 def family(path: Path) -> list[Member]:
@@ -84,7 +95,9 @@ def read_member(name: str, path: Path) -> Member:
     ledger = read_records(path.parent / LIFE_FILE)
     turns = tuple(each for each in ledger if each.get("makes") and Path(str(each["run"])).name == path.name)
     events, records, samples = (tuple(read_records(file)) for file in (folder.events, folder.metrics, folder.samples))
-    return Member(name, folder, config, events, records, samples, turns)
+    masks = path / MASKS
+    inner = read_member(f"{name}/{MASKS}", masks) if RunFolder(masks).config.exists() else None
+    return Member(name, folder, config, events, records, samples, turns, inner)
 
 
 def origin_in(member: Member) -> Origin | None:

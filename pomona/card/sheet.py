@@ -60,7 +60,8 @@ def _box(m: Facts) -> tuple[str, str]:
     if m.missing:
         return "missing: this run folder is not there", ""
     size, bits, quality = _figures(m)
-    on_disk = "" if m.weights_bytes is None else f"{_size(m)} on disk"
+    what = "an adapter of " if m.adapter_on else ""
+    on_disk = "" if m.weights_bytes is None else f"{what}{_size(m)} on disk"
     return ", ".join(filter(None, (size, bits))), ", ".join(filter(None, (quality, on_disk)))
 
 
@@ -127,6 +128,8 @@ def _about(m: Facts) -> str:
     sentences = [", ".join(filter(None, _figures(m))) + "." if any(_figures(m)) else ""]
     if m.origin:
         sentences.append(f"It began as {m.origin}" + (f", which {m.origin_state}." if m.origin_state else "."))
+    if m.adapter_on:
+        sentences.append(f"Its folder holds an adapter alone; the weights under it are those of {m.adapter_on}.")
     if m.teacher:
         sentences.append(f"Its teacher was {m.teacher}.")
     if m.trouble:

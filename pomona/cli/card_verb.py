@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from pomona.card.facts import facts
+from pomona.card.facts import Facts, facts
 from pomona.card.family import Member, family
 from pomona.card.sheet import card_page
 from pomona.cli.parse import parse
@@ -45,7 +45,9 @@ def run(arguments: list[str]) -> None:
             "the numbers go beside the page, with the ending .json.",
             f"--output {output.with_suffix('.html')}",
         )
-    members = [facts(member, planned_step_seconds(member)) for member in family(options.run)]
+    members: list[Facts] = []
+    for each in family(options.run):
+        members.append(facts(each, members[-1] if members else None, planned_step_seconds(each)))
     numbers = output.with_suffix(".json")
     write_text(numbers, json.dumps([dataclasses.asdict(member) for member in members], indent=1) + "\n")
     write_text(output, card_page(members))

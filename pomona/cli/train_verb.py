@@ -65,9 +65,5 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     if begin is not None:
         from pomona.train.origin import origin_of
 
-        if configured.origin is not None:
-            raise UserError(
-                "--from and --origin are given.", "a run begins with one model.", f"--from {begin}, without --origin"
-            )
         configured = dataclasses.replace(configured, origin=origin_of(Path(begin)))
     return configured, Path(folder or f"runs/{name}")

@@ -25,7 +25,6 @@ from pomona.train.config import Run, Stage
 BATCH_SIZE = 2048
 PRUNE_TOKENS = 188_000_000_000
 RECOVER_SHARE = 0.0015  # of the tokens that the model was trained on
-BATCH_TOKENS = core(BATCH_SIZE).batch_tokens
 
 
 def afm_device_parent() -> Run:
@@ -50,10 +49,8 @@ def _later() -> tuple[Stage, Stage]:
 
 
 def _steps(tokens: float) -> tuple[str, ...]:
-    """Settings for so many tokens in batches of the core stage."""
-    stage = core(BATCH_SIZE)
-    sizes = ("--stages.0.batch-size", str(stage.batch_size), "--stages.0.sequence-length", str(stage.sequence_length))
-    return ("--stages.0.steps", str(int(tokens // BATCH_TOKENS)), *sizes)
+    """Settings of a stage with so many tokens; every stage has as many in a batch."""
+    return ("--stages.0.steps", str(int(tokens // core(BATCH_SIZE).batch_tokens)))
 
 
 LIFE = Life(
@@ -62,7 +59,7 @@ LIFE = Life(
     chapters=(
         Train("parent", "afm_device_parent"),
         Prune("pruned", of="parent", ffn=AFM_DEVICE.ffn_dim, settings=_steps(PRUNE_TOKENS)),
-        Distill("distilled", of="pruned", teacher="parent", settings=_steps(CORE_TOKENS)),
+        Distill("distilled", of="pruned", teacher="parent"),  # as long as the stage it was pruned from
         Train("continued", "afm_device_continued", of="distilled"),
         Palettize("palettized", of="continued", bits=3.7),
         Recover(

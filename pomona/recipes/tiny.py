@@ -46,6 +46,8 @@ def _stage(steps: int, warmup_steps: int) -> tuple[str, ...]:
 
 
 PARENT_FFN, DEVICE_FFN = 1024, 512
+# 100 steps see an eighth of the text. The teacher computes along; labelling all of it first would take longer.
+LOGITS = ("--objective.target", "logits")
 
 LIFE = Life(
     name="tiny",
@@ -58,7 +60,7 @@ LIFE = Life(
             budget_seconds=240,
         ),
         Prune("pruned", of="parent", ffn=DEVICE_FFN, settings=_stage(30, 5), budget_seconds=80),
-        Distill("distilled", of="pruned", teacher="parent", settings=_stage(100, 10), budget_seconds=200),
+        Distill("distilled", of="pruned", teacher="parent", settings=(*LOGITS, *_stage(100, 10)), budget_seconds=200),
         Palettize("palettized", of="distilled", bits=3.7, budget_seconds=30),
         Recover("recovered", of="palettized", settings=_stage(20, 5), budget_seconds=60),
     ),

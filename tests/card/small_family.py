@@ -26,7 +26,7 @@ def write_run(folder, command, *, origin=None, steps=40, ffn=704, bits_per_byte=
         config["origin"] = origin
     elif origin:
         name, parent = origin
-        (manifest,) = (parent / "checkpoints").glob(f"*/{NAME}")
+        (manifest,) = parent.glob(f"checkpoints/*/{NAME}")
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
         config["origin"] = {"run": name, "step": int(manifest.parent.name), "fingerprint": digest}
     checkpoint = folder / "checkpoints" / str(steps)
@@ -55,28 +55,41 @@ def write_run(folder, command, *, origin=None, steps=40, ffn=704, bits_per_byte=
     (folder / "samples.jsonl").write_text(lines([old, SAMPLE | {"step": steps, "tokens_per_second": 321.0}]))
 
 
+def no_loop(folder, event):
+    """Leaves of a folder what a stage without training writes: one event that says what came of it."""
+    (folder / "events.jsonl").write_text(lines([event | {"time_seconds": BEGAN + 50}]))
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    (folder / "metrics.jsonl").write_text(lines([last]) if "after" in event else "")
+
+
 def write_family(place):
     """parent -> pruned -> distilled -> palettized -> recovered, in `place/life`; the last one's folder."""
     life = place / "life"
     name = lambda run: (f"life/{run}", life / run)
     write_run(life / "parent", "pomona train tiny --run life/parent", ffn=1024, bits_per_byte=2.1)
     pruned = "pomona prune life/parent --ffn 512 --run life/pruned"
-    write_run(life / "pruned", pruned, origin=name("parent"), ffn=512, bits_per_byte=2.5, end={"units": [512] * 4})
+    write_run(life / "pruned", pruned, origin=name("parent"), ffn=512, bits_per_byte=2.5)
+    write_run(life / "pruned" / "masks", pruned, origin=name("parent"), steps=20, ffn=1024, bits_per_byte=2.2)
+    no_loop(life / "pruned", {"event": "pruned", "units_kept": [512] * 4, "before": 2.1, "after": 2.5})
     teacher = {"objective": {"kind": "distillation", "teacher": {"run": "life/parent", "step": 40, "fingerprint": "f"}}}
     distilled = "pomona distill life/pruned --teacher life/parent --run life/distilled"
     write_run(life / "distilled", distilled, origin=name("pruned"), ffn=512, bits_per_byte=2.2, **teacher)
-    palettized = "pomona palettize life/distilled --bits 3.7 --run life/palettized"
-    write_run(life / "palettized", palettized, origin=name("distilled"), ffn=512, bits_per_byte=2.3)
-    palettes = life / "palettized" / "palettes"
-    palettes.mkdir()
-    (palettes / "weights.safetensors").write_bytes(bytes(5000))
-    (palettes / "palettes.json").write_text('{"bits_per_weight": 3.71}')
+    write_run(life / "palettized", "", origin=name("distilled"), ffn=512, bits_per_byte=2.3, **teacher)
+    no_loop(life / "palettized", {"event": "palettized", "bits_per_weight": 3.71, "bits_per_parameter": 4.5})
+    (life / "palettized" / "checkpoints").rename(life / "palettized" / "palettes")
+    palettes = {"bits_per_weight": 3.71, "fingerprint": "pears", "tensors": []}
+    (life / "palettized" / "palettes" / "palettes.json").write_text(json.dumps(palettes))
+    (life / "palettized" / "palettes" / "rest.safetensors").write_bytes(bytes(5000))
     recovered = "pomona recover life/palettized --run life/recovered"
     objective = {"objective": {"kind": "low-rank", "rank": 16}}
-    write_run(life / "recovered", recovered, origin=name("palettized"), ffn=512, bits_per_byte=2.24, **objective)
+    origin = {"run": "life/palettized", "step": 40, "fingerprint": "pears"}
+    write_run(life / "recovered", recovered, origin=origin, ffn=512, bits_per_byte=2.24, **objective)
+    command = "pomona palettize life/distilled --bits 3.7 --run life/palettized"
     turns = [
-        {"event": "begin", "run": "life/distilled", "makes": True, "budget_seconds": 200.0},
+        {"event": "begin", "run": "life/distilled", "makes": True, "budget_seconds": 200.0, "command": distilled},
         {"event": "end", "run": "life/distilled", "makes": True, "exit_code": 0, "seconds": 150.0},
+        {"event": "begin", "run": "life/palettized", "makes": True, "budget_seconds": None, "command": command},
+        {"event": "end", "run": "life/palettized", "makes": True, "exit_code": 0, "seconds": 7.0},
         {"event": "begin", "run": "life/distilled", "makes": False, "budget_seconds": None},
     ]
     (life / "life.jsonl").write_text(lines(turns))

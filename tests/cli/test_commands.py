@@ -104,11 +104,7 @@ MISTAKES = {
     ),
     "given twice": (["train", "tiny", "--run", "a", "--run", "b"], "--run is given twice", "--run b"),
     "no model to begin with": (["train", "tiny", "--from", "runs/none"], "runs/none has no checkpoint", "pomona train"),
-    "two models to begin with": (
-        ["train", "tiny", "--from", "a", "--origin.run", "b", "--origin.step", "1", "--origin.fingerprint", "c"],
-        "--from and --origin",
-        "--from a",
-    ),
+    "a model to begin with, by its fields": (["train", "tiny", "--origin.run", "runs/a"], "--origin.run", "--help"),
     "two recipes to show": (["recipes", "tiny", "afm_85m"], "one recipe, not 2", "pomona recipes tiny"),
     "impossible schedule": (["train", "tiny", "--stages.0.steps", "3"], "warm", "--stages.0"),
     "impossible mesh": (["train", "tiny", "--mesh.tensor", "3"], "tensor 3", "--mesh.data 1"),

@@ -74,8 +74,9 @@ def test_apple_s_device_life_has_the_report_s_tokens():
     batch = 2048 * 4096
     by_name = {turn.name: turn.words for turn in turns(afm_device.LIFE, Path("x"))}
     assert steps(by_name["pruned"]) * batch == pytest.approx(188e9, rel=1e-4)
-    assert steps(by_name["distilled"]) == afm_device.afm_device_parent().stages[0].steps
-    assert steps(by_name["distilled"]) * batch == pytest.approx(6.3e12, rel=1e-4)
+    (core,) = afm_device.afm_device_parent().stages
+    assert core.steps * core.batch_tokens == pytest.approx(6.3e12, rel=1e-4) and core.batch_tokens == batch
+    assert by_name["distilled"][-1] == "x/distilled", "a student's stages are its own: the whole core stage"
     assert steps(by_name["recovered"]) * batch == pytest.approx(0.0015 * 7.4e12, rel=1e-3)
     assert by_name["pruned"][by_name["pruned"].index("--ffn") + 1] == "8064"
     alone, later = afm_device.afm_device(), afm_device.afm_device_continued()
