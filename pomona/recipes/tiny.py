@@ -14,7 +14,7 @@ Hardware: 2 CPU cores. Time: about 10 minutes, 12 at most; seconds of each chapt
 | parent | 5 M parameters, 130 steps of 16 x 256 tokens; tokenizer and text before it | 240 |
 | pruned | feed-forward width 1024 to 512: 30 steps of masks | 80 |
 | distilled | 3.4 M parameters, 100 steps at the parent's side | 200 |
-| palettized | 3.7 bits a weight | 30 |
+| palettized | 3.7 bits a weight, by the squared gradients of 128 sequences | 45 |
 | recovered | adapters of rank 16, 20 steps | 60 |
 | samples, card | five models speak, the page | 70 |
 """
@@ -61,7 +61,7 @@ LIFE = Life(
         ),
         Prune("pruned", of="parent", ffn=DEVICE_FFN, settings=_stage(30, 5), budget_seconds=80),
         Distill("distilled", of="pruned", teacher="parent", settings=(*LOGITS, *_stage(100, 10)), budget_seconds=200),
-        Palettize("palettized", of="distilled", bits=3.7, budget_seconds=30),
+        Palettize("palettized", of="distilled", bits=3.7, budget_seconds=45),
         Recover("recovered", of="palettized", settings=_stage(20, 5), budget_seconds=60),
     ),
     server="parent",
