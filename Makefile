@@ -10,9 +10,8 @@ WITH_LIBTPU = PYTHONPATH=$(CURDIR)/.venv/libtpu
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/base  ## train a small model on the CPU from raw text, and let it speak
-	.venv/bin/pomona train tiny
-	.venv/bin/pomona generate runs/tiny "def main():" --max-tokens 80
+demo: .venv/base  ## the whole life of a pair on the CPU: train, prune, distill, palettize, recover, samples, card
+	.venv/bin/pomona life tiny
 
 test: .venv/dev  ## the whole test suite, without PyTorch
 	.venv/bin/python -m pytest tests -m "not peers and not tpu"

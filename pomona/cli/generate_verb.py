@@ -1,6 +1,7 @@
 """`pomona generate RUN "prompt" ...`."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ import tyro
 
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
+from pomona.core.run_folder import RunFolder, append_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Generate:
     """An adapter to generate with, in place of the run's own; may be given several times: once for each prompt."""
     cache: Literal["auto", "int8"] = "auto"
     """The type of the keys and values that are kept; auto: that of the computation."""
+    keep: bool = False
+    """Also keep what is said, and how fast, in the run folder's samples.jsonl: its card shows it."""
 
 
 def run(arguments: list[str]) -> None:
@@ -50,7 +54,7 @@ def run(arguments: list[str]) -> None:
     from pomona.train.load import load_model
 
     model = _with_adapters(options) if options.adapter else load_model(options.run, options.step)
-    continuations = generate(
+    speak = lambda: generate(
         model.params,
         [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
         model.run.architecture,
@@ -62,11 +66,18 @@ def run(arguments: list[str]) -> None:
         seed=options.seed,
         cache_dtype="int8" if options.cache == "int8" else None,
     )
+    continuations, texts = speak(), []
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
         text = model.tokenizer.decode(tokens)
         for stop in options.stop:
             text = text.split(stop)[0]
+        texts.append(text)
         print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
+    if options.keep:
+        began = time.perf_counter()
+        speak()  # the same again, since the first call compiled
+        rate = sum(map(len, continuations)) / (time.perf_counter() - began)
+        _keep(options, model.step, texts, rate, jax.devices()[0].device_kind)
 
 
 def _with_adapters(options: Generate) -> Any:
@@ -90,3 +101,12 @@ def _with_adapters(options: Generate) -> Any:
         bank = load(bank, slot, bundle)
     each = options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
     return dataclasses.replace(base, params=choose(base.params, bank, [folders.index(folder) for folder in each]))
+
+
+def _keep(options: Generate, step: int, texts: list[str], tokens_per_second: float, device: str) -> None:
+    """Adds a line to samples.jsonl for every prompt; tokens per second are those of all prompts together."""
+    for prompt, text in zip(options.prompts, texts):
+        about = {"step": step, "prompt": prompt, "text": text, "prompts": len(texts)}
+        asked = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "max_tokens")}
+        speed = {"tokens_per_second": tokens_per_second, "device": device, "time_seconds": round(time.time(), 3)}
+        append_line(RunFolder(options.run).samples, about | asked | speed)

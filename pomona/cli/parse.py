@@ -177,7 +177,7 @@ def with_parts(config: Any, arguments: Collection[str], prefix: str = "--") -> A
         if not any(argument.replace("_", "-").startswith(inside) for argument in arguments):
             continue
         kinds: list[Any] = [kind for kind in get_args(hints[field.name]) if dataclasses.is_dataclass(kind)]
-        if value is None and len(kinds) == 1:
+        if value is None and len(kinds) == 1 and _has_defaults(kinds[0]):
             changes[field.name] = kinds[0]()
         elif dataclasses.is_dataclass(value):
             changes[field.name] = with_parts(value, arguments, inside)
@@ -201,6 +201,10 @@ def options(config: Any, prefix: str = "--") -> Iterator[str]:
             yield from (f"{prefix}{name}", f"{prefix}no-{name}")
         elif not _configs_inside(hints[field.name]):
             yield f"{prefix}{name}"
+
+
+def _has_defaults(kind: type) -> bool:
+    return all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
 
 
 def _configs_inside(hint: Any) -> bool:

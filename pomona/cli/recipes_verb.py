@@ -9,14 +9,16 @@ from pomona.core.config import to_json
 from pomona.core.errors import UserError
 from pomona.core.wording import amount
 from pomona.model.count import count_parameters
-from pomona.recipes.registry import HARDWARE, RECIPES, recipe
+from pomona.recipes.registry import HARDWARE, LIVES, RECIPES, recipe
 from pomona.train.config import total_tokens
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the table of recipes, or one recipe's whole configuration as JSON."""
+    """Prints the tables of recipes and lives, or one recipe's whole configuration as JSON."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: pomona recipes [NAME]\n\nLists the recipes; with a name, prints its whole configuration.")
+        print(
+            "usage: pomona recipes [NAME]\n\nLists the recipes and lives; with a name, prints a recipe's configuration."
+        )
         return
     if len(arguments) > 1:
         raise UserError(
@@ -41,4 +43,13 @@ def run(arguments: list[str]) -> None:
             HARDWARE[name].text,
             (make.__doc__ or "").split(":")[0],
         )
-    Console(highlight=False).print(table)
+    lives = Table(box=None, pad_edge=False)
+    for column in ("life", "chapters"):
+        lives.add_column(column, no_wrap=True)
+    lives.add_column("what it is", overflow="fold")
+    for name, life in LIVES.items():
+        lives.add_row(name, str(len(life.chapters)), life.what)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    console.print(lives)

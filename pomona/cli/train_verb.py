@@ -1,5 +1,6 @@
-"""`pomona train RECIPE [--run FOLDER] [--part.field VALUE ...]`."""
+"""`pomona train RECIPE [--run FOLDER] [--from RUN] [--part.field VALUE ...]`."""
 
+import dataclasses
 from pathlib import Path
 
 from pomona.cli.parse import configure, take
@@ -8,15 +9,17 @@ from pomona.recipes.registry import recipe
 from pomona.train.config import Run
 
 USAGE = """\
-usage: pomona train RECIPE [--run FOLDER] [--part.field VALUE ...]
+usage: pomona train RECIPE [--run FOLDER] [--from RUN] [--part.field VALUE ...]
 
 Trains a recipe from its first to its last step into FOLDER (default: runs/RECIPE). If the folder holds the same run
-already, training goes on after its newest sound checkpoint. `pomona train RECIPE --help` lists every setting.
+already, training goes on after its newest sound checkpoint. With --from, it begins with the model of another run
+instead of random weights. `pomona train RECIPE --help` lists every setting.
 """
 
 DESCRIPTION = """\
 {what}
---run FOLDER is where it is trained, or goes on: runs/{name} by default. Another kind of a part, with settings of its
+--run FOLDER is where it is trained, or goes on: runs/{name} by default. --from RUN begins with the model of that run
+folder's newest checkpoint instead of random weights. Another kind of a part, with settings of its
 own, is chosen as part:kind, as in optimizer:adam-w. A stage gets a mesh of its own by naming an axis of
 it: stages.0.mesh.seq, with two dashes before it.
 """
@@ -50,6 +53,7 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
         UserError: an unknown recipe, setting or value.
     """
     folder, rest = take(arguments, "--run", "runs/mine")
+    begin, rest = take(rest, "--from", "runs/other")
     if folder and "://" in folder:
         raise UserError(
             f"--run is {folder}.",
@@ -57,4 +61,9 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
             f"--run runs/{name} --checkpoint.remote {folder}",
         )
     description = DESCRIPTION.format(name=name, what=(recipe(name).__doc__ or "").strip())
-    return configure(name, rest, "train", description, also=("--run",)), Path(folder or f"runs/{name}")
+    configured = configure(name, rest, "train", description, also=("--run", "--from"))
+    if begin is not None:
+        from pomona.train.origin import origin_of
+
+        configured = dataclasses.replace(configured, origin=origin_of(Path(begin)))
+    return configured, Path(folder or f"runs/{name}")

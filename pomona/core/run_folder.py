@@ -3,6 +3,7 @@
 config.json     the whole resolved configuration
 events.jsonl    what happened: start, resume, checkpoint, fallback, rollback, faults, preemption, end
 metrics.jsonl   one record per logged step
+samples.jsonl   what the model said when `pomona generate --keep` asked it
 tokenizer/      the tokenizer the model was trained with
 checkpoints/    one folder per saved step
 palettes/       a palettized model, instead of checkpoints
@@ -38,6 +39,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
 
     @property
     def tokenizer(self) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pomona.core.errors import PREEMPTED, STALLED, USER_ERROR, Preempted, UserError
-from pomona.launch import keeper
+from pomona.launch.group import Start, process_group
 from pomona.launch.job import check_fits
 from pomona.train.config import Run
 from pomona.train.signals import StopRequest, stop_requests
@@ -121,31 +121,13 @@ def _telling(codes: list[int]) -> int:
 
 @contextlib.contextmanager
 def _started(job: Job) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes of one attempt, in a group of their own of which nothing is left after the block.
-
-    If we die inside it, the keeper ends them: it sees our end of a pipe close.
-    """
-    lifeline, ours = os.pipe()
-    members, theirs = os.pipe()
-    watch = [sys.executable, "-I", "-S", keeper.__file__, str(members), str(job.grace_seconds)]
-    leader = subprocess.Popen(watch, stdin=lifeline, pass_fds=[members], process_group=0)
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        os.close(lifeline)
-        os.close(members)
+    """The processes of one attempt, in a group of their own of which nothing is left after the block."""
+    with process_group(job.grace_seconds) as start:
         address = f"localhost:{_free_port()}"
-        for index in range(job.processes):
-            processes.append(_start(job, index, address, leader.pid, theirs))
-        yield processes
-    finally:
-        os.killpg(leader.pid, signal.SIGKILL)  # the number stays ours until the leader is waited for
-        for process in (*processes, leader):
-            process.wait()
-        os.close(ours)
-        os.close(theirs)
+        yield [_start(job, index, address, start) for index in range(job.processes)]
 
 
-def _start(job: Job, index: int, address: str, group: int, members: int) -> subprocess.Popen[bytes]:
+def _start(job: Job, index: int, address: str, start: Start) -> subprocess.Popen[bytes]:
     one_device = "--xla_force_host_platform_device_count=1"  # XLA takes the last of its flags
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -159,15 +141,7 @@ def _start(job: Job, index: int, address: str, group: int, members: int) -> subp
         output = None
         if index > 0:
             output = files.enter_context(log_path(job, index).open("ab"))
-        return subprocess.Popen(
-            job.command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            process_group=group,
-            pass_fds=[members],
-        )
+        return start(job.command, env=environment, stdout=output, stderr=output)
 
 
 def log_path(job: Job, index: int) -> Path:

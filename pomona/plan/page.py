@@ -7,38 +7,13 @@ from pomona.core.chips import GIB, figures
 from pomona.core.fleet import describe_shape
 from pomona.core.wording import amount, duration, energy, percent, seconds, usd
 from pomona.model.count import count_parameters
-from pomona.plan.charts import Bar, Line, bars, grouped, legend, lines
+from pomona.page import frame
+from pomona.page.charts import Bar, Line, bars, grouped, legend, lines
 from pomona.plan.compare import Comparison, Plans
 from pomona.plan.estimate import Estimate
 from pomona.plan.memory import USABLE, Memory, usable_bytes
 from pomona.plan.roofline import EFFICIENCY, term_names
 from pomona.train.config import Run, Stage
-
-STYLE = """
-:root { color-scheme: light dark; --page: #fdfdfb; --ink: #1f2328; --soft: #667079; --line: #dfe3e6;
-  --google: #2f7d5b; --nvidia: #7a5bb5; --p0: #3b6fb6; --p1: #2f9e8f; --p2: #d1912f; --p3: #b8506a; --none: #b23b3b; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181b; --ink: #e6e8ea; --soft: #98a2ab; --line: #333a40;
-  --google: #58b68c; --nvidia: #a68be0; --p0: #6c9fe4; --p1: #54c2b2; --p2: #e0ad57; --p3: #dd7f97; --none: #e57373; } }
-body { background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 62rem; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-p { margin: .4rem 0; max-width: 46rem; } .soft, .tick, .none { color: var(--soft); fill: var(--soft); }
-.charts { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
-figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .5rem; } svg { width: 100%; height: auto; }
-svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .tick, svg .none { fill: var(--soft); }
-.google { fill: var(--google); background: var(--google); } .nvidia { fill: var(--nvidia); background: var(--nvidia); }
-.part0 { fill: var(--p0); background: var(--p0); } .part1 { fill: var(--p1); background: var(--p1); }
-.part2 { fill: var(--p2); background: var(--p2); } .part3 { fill: var(--p3); background: var(--p3); }
-.stroke-google, .stroke-nvidia { fill: none; stroke-width: 2; } .stroke-google { stroke: var(--google); }
-.stroke-nvidia { stroke: var(--nvidia); } .limit { stroke: var(--ink); stroke-dasharray: 4 3; }
-.grid { stroke: var(--line); } .legend { font-size: .85rem; } .legend span { margin-right: 1rem; white-space: nowrap; }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .left { text-align: left; }
-td.wide { white-space: normal; text-align: left; min-width: 15rem; }
-th { font-weight: 600; } .no { color: var(--none); }
-"""
 
 MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
     ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments + m.second_state),
@@ -50,30 +25,23 @@ MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
 
 def comparison_page(run: Run, stages: Sequence[Stage], chips: int, found: Sequence[Comparison]) -> str:
     """The whole page."""
-    body = "\n".join(
-        [
-            _head(run, stages, chips),
-            '<div class="charts">',
-            _bars("What the run costs, USD", found, lambda p: p.usd, usd, "no public price"),
-            _bars("How long it takes", found, lambda p: p.days, duration, ""),
-            _bars("Energy of the chips, at the most they draw", found, lambda p: p.kwh, energy, "power not public"),
-            _memory(found),
-            _terms(found, stages[0]),
-            _waiting_chart(found),
-            "</div>",
-            _main_table(found, stages[0]),
-            _waiting_table(found, chips),
-            _layout_table(found),
-            _figures_table(found),
-            _notes(),
-        ]
-    )
-    title = escape(f"{run.name} on {chips} chips of nine kinds")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
+    body = [
+        _head(run, stages, chips),
+        '<div class="charts">',
+        _bars("What the run costs, USD", found, lambda p: p.usd, usd, "no public price"),
+        _bars("How long it takes", found, lambda p: p.days, duration, ""),
+        _bars("Energy of the chips, at the most they draw", found, lambda p: p.kwh, energy, "power not public"),
+        _memory(found),
+        _terms(found, stages[0]),
+        _waiting_chart(found),
+        "</div>",
+        _main_table(found, stages[0]),
+        _waiting_table(found, chips),
+        _layout_table(found),
+        _figures_table(found),
+        _notes(),
+    ]
+    return frame.page(f"{run.name} on {chips} chips of nine kinds", body)
 
 
 def _head(run: Run, stages: Sequence[Stage], chips: int) -> str:
@@ -202,12 +170,7 @@ def _notes() -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def cell(text: str) -> str:
-        return f'<td class="no">{escape(text[1:])}</td>' if text.startswith("!") else f"<td>{escape(text)}</td>"
-
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f'<h2>{escape(title)}</h2>\n<div class="table"><table><tr>{top}</tr>{body}</table></div>'
+    return f"<h2>{escape(title)}</h2>\n{frame.table(head, rows)}"
 
 
 def _why_not(each: Comparison) -> str:

@@ -1,105 +1,86 @@
-"""Apple's runs: core, continued and context lengthening (AFM report, sections 3.2.1 to 3.2.3).
-
-    pomona train afm_server            8192 TPU v4 chips, 6.3 T + 1 T + 0.1 T tokens
-    pomona train afm_device_parent     2048 TPU v5p chips
-    pomona train afm_85m               one GPU or a few TPU chips
-
-On a fleet add `--run` with a folder on a disk that all hosts share, and `--checkpoint.remote gs://BUCKET/RUN`.
+"""What Apple's runs share: core, continued and context lengthening (AFM report, sections 3.2.1 to 3.2.3).
 
 Text: the AFM mixtures are undisclosed, so these recipes read three sources of your own: `data/web`, `data/code`
 and `data/math`, with weights that are OUR assumption; continued training moves weight from web to code and math.
+
+On a fleet add `--run` with a folder on a disk that all hosts share, and `--checkpoint.remote gs://BUCKET/RUN`.
 """
 
 from pomona.data.config import DataConfig, Source, TokenizerConfig, Weight
 from pomona.model.config import Architecture, Execution, RematPolicy
-from pomona.model.presets import AFM_85M, AFM_DEVICE, AFM_DEVICE_PARENT, AFM_SERVER
 from pomona.optim.config import Schedule
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Evaluation, Run, Stage
 from pomona.train.fault_config import FaultConfig
 
 CORE_TOKENS, CONTINUED_TOKENS, CONTEXT_TOKENS = 6_300_000_000_000, 1_000_000_000_000, 100_000_000_000
+SEQUENCE_LENGTH = 4096  # of the core stage
 LONG_ROPE_BASE = 6_315_089.0
 LATER_MIXTURE = (Weight("web", 0.4), Weight("code", 0.35), Weight("math", 0.25))
 
 
-def afm_server() -> Run:
-    """AFM-server at an assumed 69 B parameters: 8192 TPU v4 chips in 8 slices."""
-    meshes = MeshConfig(data=8, seq=2), MeshConfig(data=8, seq=4), MeshConfig(data=8, seq=8, tensor=2)
-    # A checked step needs a second state, 1.5 GiB, for which `gate` leaves no room on v4; `qkv` would.
-    return _afm("afm_server", AFM_SERVER, 4096, meshes, ("gate", "qkv", "full"), check_every_steps=None)
+def core(batch_size: int) -> Stage:
+    """The core stage: 6.3 T tokens in sequences of 4096."""
+    return Stage("core", CORE_TOKENS // (batch_size * SEQUENCE_LENGTH), batch_size, SEQUENCE_LENGTH, Schedule())
 
 
-def afm_device_parent() -> Run:
-    """The 6.4 B parent that AFM-on-device is pruned from, trained with the server recipe: 2048 TPU v5p chips."""
-    meshes = MeshConfig(data=16), MeshConfig(data=8, seq=2), MeshConfig(data=2, seq=8)
-    return _afm("afm_device_parent", AFM_DEVICE_PARENT, 2048, meshes, ("products",) * 3)
+def later(
+    batch_size: int, meshes: tuple[MeshConfig, MeshConfig], remats: tuple[RematPolicy, RematPolicy]
+) -> tuple[Stage, Stage]:
+    """Continued training and context lengthening: as many tokens a batch, in fewer and longer sequences, so that a
+    stage's mesh spreads each over more devices.
 
-
-def afm_device() -> Run:
-    """AFM-on-device, 2.7 B parameters, from scratch: 2048 TPU v5p chips."""
-    meshes = MeshConfig(data=32), MeshConfig(data=16, seq=2), MeshConfig(data=4, seq=8)
-    return _afm("afm_device", AFM_DEVICE, 2048, meshes, ("products",) * 3)
-
-
-def afm_85m() -> Run:
-    """A small AFM at 20 tokens per parameter, for one GPU or a few TPU chips."""
-    core = Schedule(warmup_steps=500)
-    return Run(
-        name="afm_85m",
-        architecture=AFM_85M,
-        data=_data(AFM_85M),
-        stages=(Stage("core", steps=6000, batch_size=64, sequence_length=4096, schedule=core),),
-        evaluation=Evaluation(every_steps=1000),
-    )
-
-
-def _afm(
-    name: str,
-    architecture: Architecture,
-    batch_size: int,
-    meshes: tuple[MeshConfig, MeshConfig, MeshConfig],
-    remats: tuple[RematPolicy, RematPolicy, RematPolicy],
-    check_every_steps: int | None = 1000,
-) -> Run:
-    """The three stages; a later one has fewer and longer sequences, so its mesh spreads each over more devices."""
-    core_mesh, continued_mesh, context_mesh = meshes
-    core = Stage("core", CORE_TOKENS // (batch_size * 4096), batch_size, 4096, Schedule())
-    later = Schedule(peak_learning_rate=3e-4, weight_decay=1e-5, warmup_steps=1000, floor=0.001)
+    Args:
+        batch_size: of the core stage.
+    """
+    tokens, schedule = core(batch_size).batch_tokens, Schedule(3e-4, 1e-5, warmup_steps=1000, floor=0.001)
     continued = Stage(
         "continued",
-        CONTINUED_TOKENS // core.batch_tokens,
+        CONTINUED_TOKENS // tokens,
         batch_size // 2,
-        8192,
-        later,
+        2 * SEQUENCE_LENGTH,
+        schedule,
         mixture=LATER_MIXTURE,
-        mesh=continued_mesh,
-        remat=remats[1],
+        mesh=meshes[0],
+        remat=remats[0],
     )
     context = Stage(
         "long_context",
-        CONTEXT_TOKENS // core.batch_tokens,
+        CONTEXT_TOKENS // tokens,
         batch_size // 8,
-        32768,
-        later,
+        8 * SEQUENCE_LENGTH,
+        schedule,
         rope_base=LONG_ROPE_BASE,
         mixture=LATER_MIXTURE,
-        mesh=context_mesh,
-        remat=remats[2],
+        mesh=meshes[1],
+        remat=remats[1],
     )
+    return continued, context
+
+
+def afm(
+    name: str,
+    architecture: Architecture,
+    stages: tuple[Stage, ...],
+    mesh: MeshConfig,
+    remat: RematPolicy,
+    check_every_steps: int | None = 1000,
+) -> Run:
+    """A run of Apple's on its own text and fleet; stages without a mesh have this one."""
     return Run(
         name=name,
         architecture=architecture,
-        data=_data(architecture),
-        stages=(core, continued, context),
-        execution=Execution(remat=remats[0]),
-        mesh=core_mesh,
+        data=afm_data(architecture),
+        stages=stages,
+        execution=Execution(remat=remat),
+        mesh=mesh,
         evaluation=Evaluation(every_steps=5000),
         faults=FaultConfig(check_every_steps=check_every_steps),
     )
 
 
-def _data(architecture: Architecture) -> DataConfig:
+def afm_data(architecture: Architecture) -> DataConfig:
+    """The three sources and a tokenizer of the model's size."""
     return DataConfig(
         sources=(
             Source("web", "data/web", weight=0.7),

@@ -14,6 +14,7 @@ from pomona.checkpoint.courier import Courier
 from pomona.checkpoint.remote import Remote, RemoteProblem
 from pomona.checkpoint.store import Restored, about_step, adopt, restore, set_aside, steps
 from pomona.core.errors import UserError
+from pomona.core.provenance import provenance
 from pomona.core.run_folder import RunFolder
 from pomona.metrics import tensorboard
 from pomona.metrics.goodput import Account, account
@@ -86,13 +87,13 @@ def begin(place: Place) -> Beginning:
 
 def announce(place: Place, begun: Beginning) -> tuple[Account, Any]:
     """Says and records where training begins; returns the run's account and the TensorBoard writer, or None."""
-    step, devices = begun.step, jax.device_count()
+    step, made_by = begun.step, {"devices": jax.device_count(), "device": jax.devices()[0].device_kind, **provenance()}
     if step:
         place.live.message(f"resuming after step {step}")
         kept = {"began_seconds": begun.began_seconds, "kept_seconds": begun.kept_seconds}
-        place.event("resume", step=step, devices=devices, **kept)
+        place.event("resume", step=step, **made_by, **kept)
     else:
-        place.event("start", devices=devices)
+        place.event("start", **made_by)
     if not place.leads:
         return Account(0.0, 0.0), None
     writer = None

@@ -15,7 +15,7 @@ from pomona.cli.train_verb import resolve
 from pomona.core.config import to_json
 from pomona.optim.config import AdamW
 from pomona.parallel.config import MeshConfig
-from pomona.recipes.registry import RECIPES
+from pomona.recipes.registry import LIVES, RECIPES
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 GKE = ["launch", "gke", "tiny", "--image", "i", "--bucket", "gs://mine", "--output", "-"]
 SLURM = ["launch", "slurm", "tiny", "--output", "-"]
 HELP = [[], ["--help"], *([verb, "--help"] for verb in ("train", "plan", "launch"))]
-INFORMS = [*HELP, ["--version"], ["recipes"], ["recipes", "tiny"]]
+INFORMS = [*HELP, ["--version"], ["recipes"], ["recipes", "tiny"], ["life", "tiny", "--dry-run"]]
 
 
 @pytest.mark.parametrize("arguments", [*INFORMS, [*GKE, "--chips", "v5p-32"], [*SLURM, "--chips", "h100-8"]])
@@ -54,6 +54,7 @@ def test_recipes_are_listed_with_parameters_tokens_and_chips(capsys):
     assert main(["recipes"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECIPES)
+    assert all(name in printed for name in LIVES)
     for fact in ("69.3 B", "2.74 B", "7.4 T", "8192 v4", "2048 v5p", "2 CPU cores"):
         assert fact in printed, fact
 
@@ -102,6 +103,8 @@ MISTAKES = {
         "--faults.check-every-steps 1",
     ),
     "given twice": (["train", "tiny", "--run", "a", "--run", "b"], "--run is given twice", "--run b"),
+    "no model to begin with": (["train", "tiny", "--from", "runs/none"], "runs/none has no checkpoint", "pomona train"),
+    "a model to begin with, by its fields": (["train", "tiny", "--origin.run", "runs/a"], "--origin.run", "--help"),
     "two recipes to show": (["recipes", "tiny", "afm_85m"], "one recipe, not 2", "pomona recipes tiny"),
     "impossible schedule": (["train", "tiny", "--stages.0.steps", "3"], "warm", "--stages.0"),
     "impossible mesh": (["train", "tiny", "--mesh.tensor", "3"], "tensor 3", "--mesh.data 1"),
@@ -306,7 +309,7 @@ def test_every_option_of_the_help_is_a_setting_and_the_other_way_round(name, cap
     recipe = RECIPES[name]()
     with pytest.raises(SystemExit):
         main(["train", name, "--help"])
-    shown = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", capsys.readouterr().out)) - {"--help", "--run"}
+    shown = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", capsys.readouterr().out)) - {"--help", "--run", "--from"}
     assert shown == set(options(recipe))
 
 

@@ -1,6 +1,8 @@
 """A model's life as a person types it: train, generate, export, import, and go wrong with a run that exists."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,6 +50,27 @@ def test_a_model_speaks_the_same_after_export_and_import(place):
     assert "written to mine-hf" in pomona("export", "mine", cwd=place)
     assert "written to back" in pomona("import", "hf", "mine-hf", "--run", "back", cwd=place)
     assert pomona("generate", "back", "the 3 foxes", "the", *words, cwd=place) == said
+
+
+def test_a_run_that_begins_at_another_s_model_has_it_on_its_card(place):
+    """What `generate --keep` said, the exact command and the other run are on the card of a run that trains further."""
+    said = pomona("generate", "mine", "the 3 foxes", "--max-tokens", "8", "--keep", cwd=place)
+    further = ["train", "tiny", "--run", "further", "--from", "mine", "--stages.0.steps", "2", *SHORT]
+    printed = pomona(*further, cwd=place)
+    shown = pomona("card", "further", cwd=place)
+    assert "mine: trained\nfurther: trained further\nwritten to further/card.html" in shown
+    parent, child = json.loads((place / "further" / "card.json").read_text())
+    events = [json.loads(line) for line in (place / "mine" / "events.jsonl").read_text().splitlines()]
+    assert (
+        parent["bits_per_byte"] == events[-1]["bits_per_byte"] == pytest.approx(child["bits_per_byte_before"], rel=1e-5)
+    )
+    assert f"(before training: {child['bits_per_byte_before']:.3f})" in printed
+    assert parent["commands"] == [shlex.join(["pomona", *TRAIN])] and child["origin_state"] is None
+    assert child["commands"] == [shlex.join(["pomona", *further])]
+    (sample,) = parent["samples"]
+    assert said == sample["prompt"] + sample["text"] + "\n" and sample["tokens_per_second"] > 0
+    assert parent["versions"]["jax"] and parent["weights_bytes"] > 0 and parent["steps_done"] == 3
+    assert "all 2 steps of this run are done already" in pomona(*further, cwd=place)
 
 
 def test_what_a_finished_run_answers(place, capsys, monkeypatch):

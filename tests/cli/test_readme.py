@@ -61,7 +61,7 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
     from pomona.cli import plan_verb
     from pomona.cli.launch_verb import LAUNCHERS
     from pomona.cli.train_verb import resolve
-    from pomona.recipes.registry import RECIPES
+    from pomona.recipes.registry import LIVES, RECIPES
 
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for line in shell_lines(text):
@@ -72,7 +72,9 @@ def test_links_lead_somewhere_and_commands_have_known_names(page):
             assert words[1] in VERBS, line
             if words[1] == "train":
                 assert words[2] in RECIPES, line
-                resolve(words[2], words[3:])
+                resolve(words[2], [word for word in words[3:] if word != "--help"])
+            if words[1] == "life":
+                assert words[2] in LIVES, line
             if words[1] == "launch":
                 assert words[2] in LAUNCHERS, line
                 assert words[2] == "local" or main([*words[1:], "--output", "-"]) == 0, line

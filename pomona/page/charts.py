@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, LABEL, VALUE = 520, 140, 140  # of a bar chart: the whole, the names at its left, the numbers at its right
 BAR, GAP, THIN = 17, 8, 6
+MOST_DOTS = 40  # on a curve: more would hide it
 NAME = 75  # how wide the name of a line is: names do not lie on each other
 
 
@@ -66,7 +67,7 @@ def grouped(title: str, rows: Sequence[Bar]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart on two logarithmic axes."""
+    """One line of a chart."""
 
     name: str
     group: str
@@ -74,7 +75,7 @@ class Line:
 
 
 def lines(title: str, rows: Sequence[Line], x_text: Callable[[float], str], y_text: Callable[[float], str]) -> str:
-    """Lines with a dot for each point, named at their first point."""
+    """Lines on two logarithmic axes, with a dot for each point, named at their last one."""
     points = [point for row in rows for point in row.points]
     if not points:
         return ""
@@ -108,6 +109,36 @@ def lines(title: str, rows: Sequence[Line], x_text: Callable[[float], str], y_te
     return _svg(title, height + 26, shapes)
 
 
+def curves(title: str, rows: Sequence[Line], x_name: str) -> str:
+    """Curves on two linear axes; the title says what they are. Nothing where there is no point."""
+    points = [point for row in rows for point in row.points]
+    if not points:
+        return ""
+    left, right, height = 44, 12, 170
+    x_ticks, y_ticks = _round_ticks([0.0, *(x for x, _ in points)]), _round_ticks([y for _, y in points])
+
+    def place(value: float, ticks: Sequence[float], start: float, end: float) -> float:
+        return start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start)
+
+    shapes = []
+    for tick in x_ticks:
+        x = place(tick, x_ticks, left, WIDTH - right)
+        last = tick == x_ticks[-1]
+        shapes.append(_text(x, height + 18, f"{tick:,.10g}", "end" if last else "middle", "tick"))
+    for tick in y_ticks:
+        y = place(tick, y_ticks, height, 0)
+        shapes.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        shapes.append(_text(left - 8, y + 4, f"{tick:,.10g}", "end", "tick"))
+    shapes.append(_text((left + WIDTH - right) / 2, height + 36, x_name, "middle", "tick"))
+    for row in rows:
+        spots = [(place(x, x_ticks, left, WIDTH - right), place(y, y_ticks, height, 0)) for x, y in row.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        shapes.append(f'<polyline class="stroke-{row.group}" points="{path}"/>')
+        if len(spots) <= MOST_DOTS:
+            shapes += [f'<circle class="{row.group}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in spots]
+    return _svg(title, height + 44, shapes)
+
+
 def legend(names: Sequence[tuple[str, str]]) -> str:
     """Colour squares with their names: (class, name)."""
     items = (f'<span><i class="{escape(colour)}"></i>{escape(name)}</span>' for colour, name in names)
@@ -121,6 +152,16 @@ def _ticks(values: Sequence[float]) -> list[float]:
     first = max((i for i, step in enumerate(steps) if step <= low * 0.98), default=0)
     last = min((i for i, step in enumerate(steps) if step >= high * 1.02), default=len(steps) - 1)
     return steps[first : last + 1]
+
+
+def _round_ticks(values: Sequence[float]) -> list[float]:
+    """Three to seven round numbers at equal distances, from below the least value to above the largest."""
+    low, high = min(values), max(values)
+    spread = high - low or abs(high) or 1.0
+    size = 10.0 ** math.floor(math.log10(spread))
+    step = next(part * size for part in (0.2, 0.5, 1.0, 2.0) if spread / (part * size) <= 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
 def _text(x: float, y: float, content: str, anchor: str, kind: str = "name") -> str:

@@ -1,0 +1,1 @@
+"""Floor 1: HTML pages that load nothing, and their charts, as text."""
