@@ -13,7 +13,7 @@ VERBS = {
     "train": "train a recipe, or go on with a run that was stopped",
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "generate": "let a trained model continue a prompt",
-    "export": "write a run as a Hugging Face folder",
+    "export": "write a run as a Hugging Face folder or a GGUF file",
     "import": "read a Hugging Face folder into a run",
 }
 
