@@ -47,6 +47,9 @@ bench-palettize: .venv/coremltools  ## seconds, memory and error of palettizing 
 bench-cost-model: .venv/base .venv/libtpu  ## predicted TPU step times beside published ones
 	$(WITH_LIBTPU) .venv/bin/python bench/cost_model.py
 
+bench-compress: .venv/dev .venv/llama  ## bits per byte at every compressed size, beside llama.cpp's quantizations
+	.venv/bin/python bench/compress.py
+
 bench-kernel-cycles: .venv/base .venv/libtpu  ## busy matrix units in the attention kernel's code
 	$(WITH_LIBTPU) .venv/bin/python bench/kernel_cycles.py
 
@@ -79,6 +82,15 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 
 .venv/coremltools: .venv/base constraints/coremltools.txt
 	$(PIP) -c constraints/base.txt -c constraints/coremltools.txt coremltools
+	@touch $@
+
+# Of its own too: its C++ is built here for this machine's processor, which takes 5 to 10 minutes on two cores.
+.venv/llama: .venv/bin/python constraints/llama.txt
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=2 $@/bin/python -m pip \
+	    install --quiet --disable-pip-version-check -c constraints/llama.txt --no-binary llama-cpp-python \
+	    llama-cpp-python gguf
 	@touch $@
 
 clean:  ## remove the virtual environment

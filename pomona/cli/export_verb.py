@@ -1,4 +1,4 @@
-"""`pomona export RUN --format hf|adapter|peft`."""
+"""`pomona export RUN --format hf|gguf|adapter|peft`."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from pomona.cli.parse import parse
-from pomona.core.files import check_new
+from pomona.core.errors import UserError
+from pomona.core.files import check_new, check_new_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +17,33 @@ class Export:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    format: Literal["hf", "adapter", "peft"] = "hf"
-    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. adapter: the adapter of a recovered or adapted
-    run, for `pomona generate --adapter`. peft: the same for the peft package, on the hf export of its base."""
+    format: Literal["hf", "gguf", "adapter", "peft"] = "hf"
+    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. adapter: the adapter
+    of a recovered or adapted run, for `pomona generate --adapter`. peft: the same for the peft package, on the hf export
+    of its base."""
     output: Path | None = None
-    """Where to write; RUN-FORMAT by default."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of the weights on disk."""
+    """Where to write; RUN-FORMAT or RUN.gguf by default."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type of the weights on disk; float16 is for gguf."""
+    pad_ffn: bool = False
+    """gguf: widen the feed-forward block with zeros to a multiple of 256, which K-quants need; no logit changes."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
 
 
 def run(arguments: list[str]) -> None:
-    """Writes the folder and says where."""
+    """Writes the folder or the file and says where."""
     options = parse(Export, arguments, "export")
+    if options.format == "gguf":
+        _gguf(options)
+    else:
+        _folder(options)
+
+
+def _folder(options: Export) -> None:
+    if options.dtype == "float16" or options.pad_ffn:
+        given = "--dtype float16" if options.dtype == "float16" else "--pad-ffn"
+        raise UserError(f"{given} with --format {options.format}.", "this is for --format gguf.", "leave it out.")
     output = options.output or options.run.with_name(f"{options.run.name}-{options.format}")
     check_new(output)
     from pomona.export.adapter import export_adapter, export_peft
@@ -46,3 +60,18 @@ def run(arguments: list[str]) -> None:
         export_peft(options.run, output, options.dtype, options.step)
         then = f"PeftModel.from_pretrained(model, '{output}'), on the hf export of the adapter's base"
     print(f"written to {output}\nnext: {then}")
+
+
+def _gguf(options: Export) -> None:
+    output = options.output or options.run.with_name(options.run.name + ".gguf")
+    check_new_file(output)
+    from pomona.export.gguf import export_gguf, unfit_rows
+    from pomona.train.load import load_model
+
+    model = load_model(options.run, options.step)
+    export_gguf(model, output, options.dtype, options.pad_ffn)
+    print(f"written to {output}\nnext: llama-cli -m {output}")
+    if unfit := unfit_rows(model.run.architecture, options.pad_ffn):
+        print(f"K-quants store rows of a multiple of 256 only, which these are not: {'; '.join(unfit)}")
+        if any("feed-forward" in each for each in unfit):
+            print("--pad-ffn widens the feed-forward block to such a multiple without changing a logit")

@@ -20,7 +20,7 @@ VERBS = {
     "recover": "train what palettizing has lost back into an adapter",
     "generate": "let a trained model continue a prompt",
     "card": "show a model's life on one page: where it comes from, and what came of it",
-    "export": "write a run as a Hugging Face folder",
+    "export": "write a run as a Hugging Face folder, a GGUF file or an adapter",
     "import": "read a Hugging Face folder into a run",
 }
 

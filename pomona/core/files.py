@@ -74,6 +74,16 @@ def check_new(path: Path) -> None:
         )
 
 
+def check_new_file(path: Path) -> None:
+    """Raises `UserError` where anything is at `path`; to be asked before long work."""
+    if path.exists():
+        raise UserError(
+            f"{path} exists already.",
+            "a finished file is never overwritten.",
+            "give another name, or remove that one first.",
+        )
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling that becomes `path` when the block succeeds and vanishes when it fails.
@@ -91,6 +101,30 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.replace(draft, path)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write, which becomes the file `path` when the block succeeds and vanishes when it
+    fails: for files too large to be held in memory.
+
+    Raises:
+        UserError: `path` exists already, or the disk is full.
+    """
+    check_new_file(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        try:
+            yield Path(name)
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
             raise
 
 

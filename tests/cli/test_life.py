@@ -73,6 +73,14 @@ def test_a_run_that_begins_at_another_s_model_has_it_on_its_card(place):
     assert "all 2 steps of this run are done already" in pomona(*further, cwd=place)
 
 
+def test_a_gguf_file_is_written_once(place):
+    printed = pomona("export", "mine", "--format", "gguf", "--dtype", "float16", cwd=place)
+    assert printed.startswith("written to mine.gguf\nnext: llama-cli -m mine.gguf")
+    assert "the feed-forward dimension, 704" in printed and "--pad-ffn" in printed
+    assert "K-quants" not in pomona("export", "mine", "--format=gguf", "--pad-ffn", "--output=wide.gguf", cwd=place)
+    assert (place / "mine.gguf").read_bytes()[:4] == (place / "wide.gguf").read_bytes()[:4] == b"GGUF"
+
+
 def test_what_a_finished_run_answers(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     records = (place / "mine" / "metrics.jsonl").read_bytes()
@@ -89,6 +97,8 @@ MISTAKES = {
     "no text": ([*TRAIN, "--run=new", "--data.sources.0.address", "nowhere"], "no text at 'nowhere'", "ls nowhere"),
     "no such step": (["generate", "mine", "the", "--step", "99"], "no checkpoint of step 99", "one of: 3"),
     "an existing target of export": (["export", "mine", "--output", "texts"], "texts exists already", "another folder"),
+    "an existing GGUF file": (["export", "mine", "--format=gguf", "--output", "texts"], "texts exists", "another name"),
+    "an option of gguf for hf": (["export", "mine", "--dtype", "float16"], "float16 with --format hf", "leave it out"),
     "an existing target of import": (["import", "hf", "x", "--run", "mine"], "mine exists already", "another folder"),
     "an unreasonable temperature": (["generate", "mine", "the", "--temperature", "-1"], "temperature", "--temperature"),
 }

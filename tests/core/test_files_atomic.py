@@ -66,3 +66,17 @@ def test_lines_are_appended_whole(tmp_path):
     append_line(tmp_path / "m.jsonl", {"a": 1})
     append_line(tmp_path / "m.jsonl", {"a": 2})
     assert (tmp_path / "m.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_new_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), files.new_file(tmp_path / "out") as draft:
+        draft.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with files.new_file(tmp_path / "out") as draft:
+        draft.write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out").read_text() == "whole"
+    with pytest.raises(UserError, match="exists already"), files.new_file(tmp_path / "out"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

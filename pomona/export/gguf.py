@@ -1,0 +1,238 @@
+"""One GGUF file of architecture `qwen3`, which llama.cpp and what is built on it load.
+
+Nothing is permuted, since Qwen3's rotary positions turn halves there too. The tokenizer goes in as SentencePiece's own
+pieces, scores and types (`tokenizer.ggml.model = "llama"`), so no pre-tokenizer has to be known by name.
+Shapes: D model, F feed-forward, V vocabulary; a matrix is [out, in], a row of the file is one output.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pomona.core.errors import UserError
+from pomona.core.files import new_file
+from pomona.data.tokenizer import BEGIN, END, NEWLINE, Tokenizer
+from pomona.export.hf import tensors
+from pomona.model.config import Architecture
+from pomona.train.load import Model
+
+ARCHITECTURE = "qwen3"
+K_QUANT_BLOCK = 256
+"""Weights of one block of llama.cpp's K-quants: only rows of a multiple of it can be stored so."""
+
+DTYPES: dict[str, tuple[np.dtype, str, int]] = {  # of matrices: type here, name there, general.file_type
+    "float32": (np.dtype(np.float32), "F32", 0),
+    "float16": (np.dtype(np.float16), "F16", 1),
+    "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16", 32),
+}
+
+# Token types of GGUF, as SentencePiece has them.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Names of Hugging Face's tensors, and what they are called here."""
+
+
+def export_gguf(model: Model, target: Path, dtype: str = "float16", pad_ffn: bool = False) -> None:
+    """Writes a model and its tokenizer as one GGUF file: matrices in `dtype`, norms in float32 (llama.cpp's rule).
+
+    Args:
+        pad_ffn: widens the feed-forward block to a multiple of 256 with units whose weights are all zero. Such a unit
+            is silu(0) * 0 times a row of zeros, so every logit stays what it is.
+
+    Raises:
+        UserError: the file exists already, the disk is full, a weight is not finite or too large for `dtype`, or the
+            package `gguf` is not installed.
+    """
+    gguf = _package()
+    a = model.run.architecture
+    ffn_dim = padded_ffn_dim(a) if pad_ffn else a.ffn_dim
+    numpy_type, name, file_type = DTYPES[dtype]
+    matrix_type = gguf.GGMLQuantizationType[name]
+    with new_file(target) as draft:
+        writer = gguf.GGUFWriter(draft, ARCHITECTURE)
+        try:
+            _add_metadata(writer, model, ffn_dim, file_type)
+            _add_vocabulary(writer, model.tokenizer, a.vocab_size)
+            for tensor, shape in tensor_shapes(a, ffn_dim):
+                kind, width = (matrix_type, numpy_type.itemsize) if len(shape) == 2 else (None, 4)
+                writer.add_tensor_info(tensor, shape, np.dtype(np.float32), math.prod(shape) * width, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for _, array in gguf_tensors(model, numpy_type, ffn_dim):
+                _write(writer, array)
+        finally:
+            if writer.fout:
+                writer.close()
+
+
+def padded_ffn_dim(architecture: Architecture) -> int:
+    """The next feed-forward width that K-quants can store."""
+    return -(-architecture.ffn_dim // K_QUANT_BLOCK) * K_QUANT_BLOCK
+
+
+def unfit_rows(architecture: Architecture, pad_ffn: bool) -> list[str]:
+    """What has rows that K-quants cannot store; llama.cpp takes a larger type for these, and says so."""
+    a = architecture
+    rows = {
+        "the model dimension": a.model_dim,
+        "the heads together": a.num_heads * a.head_dim,
+        "the feed-forward dimension": padded_ffn_dim(a) if pad_ffn else a.ffn_dim,
+    }
+    return [f"{name}, {size}" for name, size in rows.items() if size % K_QUANT_BLOCK]
+
+
+def tensor_shapes(a: Architecture, ffn_dim: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every tensor, in the order of `gguf_tensors`."""
+    D, query, key = a.model_dim, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    layer = {
+        "attn_norm": (D,),
+        "attn_q": (query, D),
+        "attn_k": (key, D),
+        "attn_v": (key, D),
+        "attn_output": (D, query),
+        "attn_q_norm": (a.head_dim,),
+        "attn_k_norm": (a.head_dim,),
+        "ffn_norm": (D,),
+        "ffn_gate": (ffn_dim, D),
+        "ffn_up": (ffn_dim, D),
+        "ffn_down": (D, ffn_dim),
+    }
+    yield "token_embd.weight", (a.vocab_size, D)
+    for index in range(a.num_layers):
+        yield from ((f"blk.{index}.{name}.weight", shape) for name, shape in layer.items())
+    yield "output_norm.weight", (D,)
+
+
+def gguf_tensors(model: Model, dtype: np.dtype, ffn_dim: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor, one layer in memory at a time: matrices in `dtype`, vectors in float32.
+
+    Raises:
+        UserError: a weight is not finite, or too large for `dtype`.
+    """
+    shapes = tensor_shapes(model.run.architecture, ffn_dim)
+    for (source, array), (name, shape) in zip(tensors(model.params, np.dtype(np.float32)), shapes, strict=True):
+        assert name.rsplit(".", 2)[-2] == _name(source), (name, source)
+        missing = [(0, there - here) for here, there in zip(array.shape, shape)]
+        array = np.pad(array, missing) if any(after for _, after in missing) else array
+        yield name, np.ascontiguousarray(_cast(name, array, dtype if array.ndim == 2 else array.dtype))
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[float], list[int]]:
+    """Text, score and type of every token.
+
+    The newline piece becomes a newline itself: llama.cpp cuts user-defined tokens out of a text before all else, as
+    SentencePiece does. Rows of the embedding beyond the tokenizer's pieces are unused tokens.
+    """
+    processor = tokenizer.processor
+    texts = [processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+    scores = [float(processor.get_score(i)) for i in range(tokenizer.vocab_size)]
+    kinds: list[tuple[Callable[[int], bool], int]] = [
+        (processor.is_unknown, UNKNOWN),
+        (processor.is_control, CONTROL),
+        (processor.is_byte, BYTE),
+        (processor.is_unused, UNUSED),
+        (lambda i: texts[i] == NEWLINE, USER_DEFINED),
+    ]
+    types = [next((kind for test, kind in kinds if test(i)), NORMAL) for i in range(tokenizer.vocab_size)]
+    texts = ["\n" if kind == USER_DEFINED else text for text, kind in zip(texts, types)]
+    extra = vocab_size - len(texts)
+    texts += [f"[PAD{i}]" for i in range(len(texts), vocab_size)]
+    return texts, scores + [-1e9] * extra, types + [UNUSED] * extra
+
+
+def _add_metadata(writer: Any, model: Model, ffn_dim: int, file_type: int) -> None:
+    a, stage = model.run.architecture, model.stage
+    writer.add_type("model")
+    writer.add_name(model.run.name)
+    writer.add_file_type(file_type)
+    writer.add_context_length(stage.sequence_length)
+    writer.add_vocab_size(a.vocab_size)
+    writer.add_embedding_length(a.model_dim)
+    writer.add_block_count(a.num_layers)
+    writer.add_feed_forward_length(ffn_dim)
+    writer.add_head_count(a.num_heads)
+    writer.add_head_count_kv(a.num_kv_heads)
+    writer.add_key_length(a.head_dim)
+    writer.add_value_length(a.head_dim)
+    writer.add_layer_norm_rms_eps(a.norm_epsilon)
+    writer.add_rope_freq_base(stage.rope_base)
+
+
+def _add_vocabulary(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
+    texts, scores, types = vocabulary(tokenizer, vocab_size)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(BEGIN)
+    writer.add_eos_token_id(END)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_remove_extra_whitespaces(False)
+
+
+def _write(writer: Any, array: np.ndarray) -> None:
+    """As `write_tensor_data` does, whose `ndarray.tofile` loses the reason when the disk is full."""
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    file.write(array.view(np.uint8).data)
+    writer.write_padding(file, array.nbytes)
+
+
+def _name(source: str) -> str:
+    """What one of Hugging Face's tensors is called here, without layer and ending."""
+    stem = source.removesuffix(".weight")
+    return NAMES[stem.split(".", 3)[-1] if stem.startswith("model.layers.") else stem]
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if np.isfinite(cast).all():
+        return cast
+    if np.isfinite(array).all():
+        raise UserError(
+            f"{name} holds {float(np.abs(array).max()):.3g}, which {dtype} cannot.",
+            f"the largest number of {dtype} is {float(ml_dtypes.finfo(dtype).max):.3g}.",
+            "--dtype bfloat16",
+        )
+    raise UserError(
+        f"{name} holds {int((~np.isfinite(array)).sum())} numbers that are not finite.",
+        "a model is exported only where every weight is a number.",
+        "--step N, with an earlier checkpoint.",
+    )
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError(
+            "the package gguf is not installed.",
+            "a GGUF file is written by llama.cpp's own Python package.",
+            "pip install 'pomona[export]'",
+        ) from error
+    return gguf
