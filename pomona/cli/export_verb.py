@@ -18,9 +18,9 @@ class Export:
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     format: Literal["hf", "gguf", "adapter", "peft"] = "hf"
-    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. adapter: the adapter
-    of a recovered or adapted run, for `pomona generate --adapter`. peft: the same for the peft package, on the hf export
-    of its base."""
+    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. adapter: that of a
+    recovered or adapted run, for `pomona generate --adapter`. peft: the same for the peft package, on the hf export of
+    its base."""
     output: Path | None = None
     """Where to write; RUN-FORMAT or RUN.gguf by default."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
