@@ -24,6 +24,7 @@ from pomona.train.signals import StopRequest, stop_requests
 
 LOOK_EVERY_SECONDS = 0.1
 LEAVE_SECONDS = 10.0  # after a failure the others get this long: they wait for one that is gone and cannot save
+SETTLE_SECONDS = 1.0  # that others get to say more than the first one that failed
 LONGEST_BACKOFF_SECONDS = 60.0
 TAIL_LINES = 20  # of the log of the process that failed
 
@@ -98,9 +99,13 @@ def _attempt(job: Job, stop: StopRequest) -> tuple[int, int]:
         if stop:
             _terminate(processes)
             _wait(ended, job.grace_seconds)
-        # Who was preempted or has found a mistake told the others: they are leaving, and say more when left alone.
-        elif set(codes()) & {PREEMPTED, USER_ERROR}:
-            _wait(ended, job.grace_seconds if PREEMPTED in codes() else LEAVE_SECONDS)
+        else:
+            # A crash may be what follows from a mistake that another process is about to say.
+            says_more = lambda: ended() or bool(set(codes()) & {PREEMPTED, USER_ERROR})
+            _wait(says_more, SETTLE_SECONDS)
+            # Who was preempted or has found a mistake told the others: they are leaving, and say more when left alone.
+            if says_more():
+                _wait(ended, job.grace_seconds if PREEMPTED in codes() else LEAVE_SECONDS)
         missing = -signal.SIGKILL if stop else 0  # what is about to happen to one that has not ended
         code_of = [missing if code is None else code for code in codes()]
         first = _telling(code_of)
