@@ -32,7 +32,7 @@ DONE = {  # by the verb that made the folder
     "distill": "distilled",
     "palettize": "palettized",
     "qat": "trained for two bits",
-    "recover": "recovered by an adapter",
+    "recover": "recovered",
     "adapt": "adapted to a task",
     "import": "imported",
 }

@@ -91,7 +91,7 @@ def _quality_bars(members: Sequence[Facts]) -> str:
 
 
 def _size_bars(members: Sequence[Facts]) -> str:
-    rows = [_bar(m, m.weights_bytes, _size(m)) for m in members]
+    rows = [_bar(m, m.weights_bytes, _size(m) + (", an adapter" if m.adapter_on else "")) for m in members]
     return bars("Weights on disk", rows)
 
 

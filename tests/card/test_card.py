@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_the_folders(place):
     assert [each["done"] for each in numbers] == [
         "trained",
         *("pruned", "distilled", "palettized"),
-        "recovered by an adapter",
+        "recovered",
     ]
     assert [each["bits_per_byte"] for each in numbers] == [2.1, 2.5, 2.2, None, 2.24]
     assert [each["bits_per_byte_before"] for each in numbers] == [4.0, 2.1, 4.0, None, 4.0]
