@@ -30,7 +30,7 @@ BLOCK_GROUPS = 8
 SHARE_AT_A_TIME = 4
 """At most a fourth of the outputs is worked on at a time, however many cores: a block takes four times its weights."""
 TABLE_ROUNDS = 3
-"""Rounds of tables and scales. The second and the third lower the error by 0.5 to 1.4 %, weighted by 1.2 to 2.5 %."""
+"""Rounds of tables and scales. The second and the third lower the error by 0.5 to 1.4 %, weighted by 1.2 to 2.4 %."""
 SCALE_ROUNDS = 6
 """Rounds of indices and scales on the balanced grid; the error of Gaussian weights is final after three."""
 SMALLEST = np.float32(2**-24)
