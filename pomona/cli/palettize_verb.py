@@ -49,7 +49,7 @@ def table(about: dict[str, Any]) -> str:
     for tensor in about["tensors"]:
         if tensor["name"].startswith("layers."):
             kinds.setdefault(tensor["name"].split(".", 2)[2], []).append(tensor)
-    lines = [f"{'tensor':<18} {'at 4':>5} {'at 2':>5} {'bits a weight':>14} {'error':>8} {'predicted loss':>15}"]
+    lines = [f"{'matrix':<18} {'at 4':>5} {'at 2':>5} {'bits a weight':>14} {'error':>8} {'predicted loss':>15}"]
     for kind, tensors in kinds.items():
         lines.append(_line(kind, tensors))
     everything = [tensor for tensors in kinds.values() for tensor in tensors]

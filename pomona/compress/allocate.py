@@ -5,6 +5,7 @@ A matrix at b bits with I inputs costs b + E / I + 16 / I bits a weight: its ind
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from pomona.core.errors import UserError
@@ -44,10 +45,10 @@ def average(choices: Sequence[Choice], low: Sequence[bool]) -> float:
 def check_average(choices: Sequence[Choice], bits: float) -> None:
     """Raises `UserError` for an average that no mix reaches. 2 and 4 are no averages: all matrices have those bits."""
     least, most = (average(choices, [low] * len(choices)) for low in (True, False))
-    if bits not in (LOW, HIGH) and not least <= bits <= most:
+    if bits not in (LOW, HIGH) and not least - 1e-9 <= bits <= most + 1e-9:
         raise UserError(
             f"no mix of 4-bit and 2-bit tensors of this model has {bits:g} bits a weight on average.",
-            f"with tables and scales, an average lies between {_up(least)} (all at 2 bits) and {most:.3f} (all at 4).",
+            f"with tables and scales, averages lie between {_up(least)} (all at 2 bits) and {_down(most)} (all at 4).",
             "--bits 3.7, or --bits 4 or --bits 2 for all tensors alike.",
         )
 
@@ -82,4 +83,9 @@ def allocate(choices: Sequence[Choice], bits: float) -> list[bool]:
 
 def _up(bits: float) -> str:
     """Three decimals, never below the number: what is shown can be typed."""
-    return f"{-(-bits * 1000 // 1) / 1000:.3f}"
+    return f"{math.ceil(bits * 1000 - 1e-9) / 1000:.3f}"
+
+
+def _down(bits: float) -> str:
+    """Three decimals, never above the number."""
+    return f"{math.floor(bits * 1000 + 1e-9) / 1000:.3f}"

@@ -39,14 +39,20 @@ def value(positions: np.ndarray, bins: int) -> np.ndarray:
     return np.copysign(roots * roots, roots)
 
 
-def kmeans(histogram_GX: np.ndarray, entries: int) -> np.ndarray:
+def kmeans(histogram_GX: np.ndarray, entries: int, start_GE: np.ndarray | None = None) -> np.ndarray:
     """centers_GE, ascending values of least weighted squared distance.
 
     Args:
         histogram_GX: float64, the weight in every bin; every group has some.
+        start_GE: centers near the best ones, ascending, from which Lloyd's algorithm alone goes on.
     """
     histogram_GX = histogram_GX / histogram_GX.sum(axis=1, keepdims=True)  # in the range of float32
-    sums, cuts_GC = _Sums(histogram_GX), _cuts(histogram_GX)
+    sums = _Sums(histogram_GX)
+    if start_GE is not None:
+        ends = [np.full((sums.groups, 1), at, np.int64) for at in (0, sums.bins)]
+        inner = np.clip(boundaries(start_GE, sums.bins), 0, sums.bins)
+        return _lloyd(sums, np.concatenate([ends[0], inner, ends[1]], axis=1))
+    cuts_GC = _cuts(histogram_GX)
     window = np.arange(-WINDOW, WINDOW + 1)
     chosen_GN = _best_segments(sums, cuts_GC[:, ::FINER], entries) * FINER
     near_GNW = np.clip(chosen_GN[:, :, None] + window, 0, cuts_GC.shape[1] - 1)

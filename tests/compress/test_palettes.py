@@ -1,5 +1,7 @@
 """Palettes of matrices: near the exact optimum, honest about their error, and never of what cannot be packed."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from exact import least_error
@@ -86,6 +88,20 @@ def test_the_number_of_threads_and_blocks_changes_nothing(monkeypatch):
     for name in ("indices", "tables", "scales"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert one.error == pytest.approx(other.error, rel=1e-12)
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+@pytest.mark.parametrize("grid", ["free", "balanced"])
+def test_memory_is_at_most_twice_the_matrix_beside_it(monkeypatch, cores, grid):
+    monkeypatch.setattr(palettes.os, "cpu_count", lambda: cores)
+    weight = np.random.default_rng(0).normal(size=(1024, 4096)).astype(np.float32)
+    h = np.ones_like(weight)
+    tracemalloc.start()
+    try:
+        palettize("w", weight, h, 2, grid)
+        assert tracemalloc.get_traced_memory()[1] <= 2 * weight.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("bits", "grid"), [(4, "free"), (2, "free"), (2, "balanced")])
