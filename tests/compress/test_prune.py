@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compress_runs import ALL_AXES, masks, start
 
 from pomona.compress.prune import masks_run, prune
 from pomona.core.errors import UserError
@@ -31,20 +28,21 @@ from pomona.train.soft_top_k import budget_at, hard_mask, mask_at, masked, narro
 FFN = 48
 
 
-def short(parent, ffn=FFN, **changes):
-    """A run of 10 steps that learns masks."""
-    run = masks_run(parent, ffn)
-    stage = dataclasses.replace(run.stages[0], steps=10)
-    evaluation = dataclasses.replace(run.evaluation, every_steps=4)
-    return dataclasses.replace(run, **({"stages": (stage,), "evaluation": evaluation} | changes))
+WEIGHTS_TOO = {"objective": SoftTopK(ffn=FFN, train_weights=True), "mesh": MeshConfig(1, 2, 2, 2)}
+
+
+def short(parent, **changes):
+    return masks(parent, FFN, **changes)
 
 
 @pytest.fixture(scope="module")
 def pruned(parent, tmp_path_factory):
-    """A pruned folder, its weights trained along, learned on 8 devices of all kinds; and what was told of it."""
+    """A pruned folder, its weights trained along, learned on 8 devices of all kinds; and what it tells."""
     folder = tmp_path_factory.mktemp("pruned") / "run"
-    run = short(parent, objective=SoftTopK(ffn=FFN, train_weights=True), mesh=MeshConfig(1, 2, 2, 2))
-    return folder, prune(run, folder, report=lambda _: None)
+    changes = f"{FFN}, objective=SoftTopK(ffn={FFN}, train_weights=True), {ALL_AXES}"
+    done = start("prune", parent, folder, changes, devices=8)
+    assert done.returncode == 0, done.stderr
+    return folder, prune(short(parent, **WEIGHTS_TOO), folder, report=lambda _: None)
 
 
 def logits(model, tokens_BT):
@@ -85,8 +83,7 @@ def test_again_it_is_done_already(pruned, parent):
     folder, told = pruned
     files = lambda: {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
     before, said = files(), []
-    run = short(parent, objective=SoftTopK(ffn=FFN, train_weights=True), mesh=MeshConfig(1, 2, 2, 2))
-    assert prune(run, folder, report=said.append) == told
+    assert prune(short(parent, **WEIGHTS_TOO), folder, report=said.append) == told
     assert "already" in said[0] and files() == before
 
 
@@ -167,19 +164,7 @@ def test_narrowing_keeps_units_in_their_order():
         np.testing.assert_array_equal(small.down[layer], wide.down[layer][kept])
 
 
-KILLED = """
-import os, sys
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-import pomona.compress.prune as stage
-import pomona.train.loop as loop
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_prune import short
-{hook}
-stage.prune(short(Path({parent!r})), Path({out!r}))
-"""
 HOOKS = {
-    "none": "",
     "while masks are learned": "log = loop._log\n"
     "loop._log = lambda session, stage, step, *rest: (log(session, stage, step, *rest), "
     "os.kill(os.getpid(), 9) if step == 8 else None)",
@@ -188,29 +173,22 @@ HOOKS = {
 }
 
 
-def in_a_process(parent, out, hook):
-    code = KILLED.format(tests=str(Path(__file__).parent), hook=HOOKS[hook], parent=str(parent), out=str(out))
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "train")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(parent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = in_a_process(parent, folder, "none")
+    done = start("prune", parent, folder, str(FFN))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("death", [name for name in HOOKS if name != "none"])
+@pytest.mark.parametrize("death", HOOKS)
 def test_after_any_death_the_same_command_makes_the_same_model(parent, undisturbed, tmp_path, death):
     out = tmp_path / "run"
-    assert in_a_process(parent, out, death).returncode == -9
+    assert start("prune", parent, out, str(FFN), HOOKS[death]).returncode == -9
     assert not (out / "config.json").exists(), "it is not finished"
-    again = in_a_process(parent, out, "none")
+    again = start("prune", parent, out, str(FFN))
     assert again.returncode == 0, again.stderr
-    assert ("resuming after step 6" in again.stdout) == (death == "while masks are learned"), again.stdout
+    assert ("resuming after step" in again.stdout) == (death == "while masks are learned"), again.stdout
     same = jax.tree.map(np.array_equal, load_model(out).params, load_model(undisturbed).params)
     assert all(jax.tree.leaves(same))
     told = [[e for e in read_records(RunFolder(f).events) if e["event"] == "pruned"] for f in (out, undisturbed)]
@@ -271,7 +249,7 @@ def test_folders_of_something_else_are_left_alone(parent, pruned, tmp_path):
         ("soft-top-k", parent, "holds another run"),
     ):
         before = sorted(out.rglob("*"))
-        run = short(parent, mesh=MeshConfig(1, 2, 2, 2))
+        run = short(parent)
         with pytest.raises(UserError, match=problem):
             prune(run, out, method, report=lambda _: None)
         assert sorted(out.rglob("*")) == before
