@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pomona.core.errors import UserError
 
 RematPolicy = Literal["none", "products", "gate", "qkv", "attention", "full"]
+AttentionWay = Literal["auto", "reference", "blocked", "splash", "cudnn"]
 
 KEPT: dict[RematPolicy, tuple[str, ...]] = {
     "full": (),
@@ -42,7 +43,7 @@ class Execution:
 
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto: bfloat16 on TPU and GPU; float32 on CPU, whose matmuls are slower in bfloat16."""
-    attention: Literal["auto", "reference", "blocked", "splash", "cudnn"] = "auto"
+    attention: AttentionWay = "auto"
     """auto: splash on TPU, cuDNN on GPU, blocked on CPU."""
     attention_block_tokens: int = 1024
     """Queries and keys that the splash kernel works on at a time."""
