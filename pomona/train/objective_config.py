@@ -53,7 +53,7 @@ class SoftTopK:
     """Whether the weights are trained along; otherwise they stay the origin's."""
     start: Literal["activation", "magnitude", "zeros"] = "activation"
     """What the scores begin with: the logarithm of a unit's importance, in standard deviations of its layer."""
-    score_rate: float = 10.0
+    score_rate: float = 50.0
     """How much faster the scores move than their learning rate says, so that one stage can reorder units."""
     narrow_until: float = 0.5
     """From here on the budget is `ffn`."""

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 GKE = ["launch", "gke", "tiny", "--image", "i", "--bucket", "gs://mine", "--output", "-"]
 SLURM = ["launch", "slurm", "tiny", "--output", "-"]
-HELP = [[], ["--help"], *([verb, "--help"] for verb in ("train", "plan", "launch"))]
+HELP = [[], ["--help"], *([verb, "--help"] for verb in ("train", "plan", "launch", "prune", "qat"))]
 INFORMS = [*HELP, ["--version"], ["recipes"], ["recipes", "tiny"], ["life", "tiny", "--dry-run"]]
 
 

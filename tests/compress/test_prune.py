@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compress_runs import ALL_AXES, masks, start
 
 from pomona.compress.prune import masks_run, prune
 from pomona.core.errors import UserError
@@ -20,7 +17,7 @@ from pomona.infer.generate import advance, empty_cache
 from pomona.metrics.records import read_records
 from pomona.model.config import resolve
 from pomona.model.decoder import parameter_specs
-from pomona.model.spec import initialize
+from pomona.model.spec import map_specs
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run
 from pomona.train.importance import magnitude
@@ -31,27 +28,28 @@ from pomona.train.soft_top_k import budget_at, hard_mask, mask_at, masked, narro
 FFN = 48
 
 
-def short(parent, ffn=FFN, **changes):
-    """A run of 10 steps that learns masks."""
-    run = masks_run(parent, ffn)
-    stage = dataclasses.replace(run.stages[0], steps=10)
-    evaluation = dataclasses.replace(run.evaluation, every_steps=4)
-    return dataclasses.replace(run, **({"stages": (stage,), "evaluation": evaluation} | changes))
+WEIGHTS_TOO = {"objective": SoftTopK(ffn=FFN, train_weights=True), "mesh": MeshConfig(1, 2, 2, 2)}
+
+
+def short(parent, **changes):
+    return masks(parent, FFN, **changes)
 
 
 @pytest.fixture(scope="module")
 def pruned(parent, tmp_path_factory):
-    """A pruned folder, its weights trained along, learned on 8 devices of all kinds; and what was told of it."""
+    """A pruned folder, its weights trained along, learned on 8 devices of all kinds; and what it tells."""
     folder = tmp_path_factory.mktemp("pruned") / "run"
-    run = short(parent, objective=SoftTopK(ffn=FFN, train_weights=True), mesh=MeshConfig(1, 2, 2, 2))
-    return folder, prune(run, folder, report=lambda _: None)
+    changes = f"{FFN}, objective=SoftTopK(ffn={FFN}, train_weights=True), {ALL_AXES}"
+    done = start("prune", parent, folder, changes, devices=8)
+    assert done.returncode == 0, done.stderr
+    return folder, prune(short(parent, **WEIGHTS_TOO), folder, report=lambda _: None)
 
 
 def logits(model, tokens_BT):
     cache = empty_cache(model.run.architecture, jnp.zeros(len(tokens_BT), jnp.int32), tokens_BT.shape[1])
     execution = resolve(model.run.execution, "cpu")
-    params = jax.device_put(model.params, jax.devices()[0])
-    return advance(params, tokens_BT, cache, model.run.architecture, execution, model.stage.rope_base)[0]
+    step = jax.jit(lambda p, t, c: advance(p, t, c, model.run.architecture, execution, model.stage.rope_base)[0])
+    return step(jax.device_put(model.params, jax.devices()[0]), tokens_BT, cache)
 
 
 def test_the_pruned_model_is_the_hard_masked_parent(pruned, parent):
@@ -85,8 +83,7 @@ def test_again_it_is_done_already(pruned, parent):
     folder, told = pruned
     files = lambda: {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
     before, said = files(), []
-    run = short(parent, objective=SoftTopK(ffn=FFN, train_weights=True), mesh=MeshConfig(1, 2, 2, 2))
-    assert prune(run, folder, report=said.append) == told
+    assert prune(short(parent, **WEIGHTS_TOO), folder, report=said.append) == told
     assert "already" in said[0] and files() == before
 
 
@@ -132,7 +129,8 @@ def mean_sizes(run, model):
                 model.params, layers=dataclasses.replace(some, ffn=ffn), final_norm=jnp.asarray(norm)
             )
             shallow = dataclasses.replace(a, num_layers=layer + 1)
-            h = np.asarray(hidden_states(params, batch, shallow, execution, stage.rope_base), np.float64)
+            hidden = jax.jit(lambda p, b, a=shallow: hidden_states(p, b, a, execution, stage.rope_base))
+            h = np.asarray(hidden(params, batch), np.float64)
             gate, up = h @ np.asarray(ffn.gate[layer], np.float64), h @ np.asarray(ffn.up[layer], np.float64)
             sizes = np.abs(gate / (1 + np.exp(-gate)) * up)
             sums[layer] += sizes[np.asarray(host.segments) > 0].sum(0)
@@ -158,7 +156,8 @@ def test_the_mask_anneals_from_all_units_to_a_hard_mask_of_the_budget(parent):
 def test_narrowing_keeps_units_in_their_order():
     from small_run import small_run
 
-    params = initialize(parameter_specs(small_run("c").architecture), jax.random.key(3))
+    draw = np.random.default_rng(3).normal
+    params = map_specs(lambda spec: jnp.asarray(draw(size=spec.shape)), parameter_specs(small_run("c").architecture))
     mask = hard_mask(jnp.asarray(np.random.default_rng(2).normal(size=(2, 128)), jnp.float32), 5)
     small, wide = narrowed(params, mask, 5).layers.ffn, masked(params, mask).layers.ffn
     for layer in range(2):
@@ -167,19 +166,7 @@ def test_narrowing_keeps_units_in_their_order():
         np.testing.assert_array_equal(small.down[layer], wide.down[layer][kept])
 
 
-KILLED = """
-import os, sys
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-import pomona.compress.prune as stage
-import pomona.train.loop as loop
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_prune import short
-{hook}
-stage.prune(short(Path({parent!r})), Path({out!r}))
-"""
-HOOKS = {
-    "none": "",
+DEATHS = {
     "while masks are learned": "log = loop._log\n"
     "loop._log = lambda session, stage, step, *rest: (log(session, stage, step, *rest), "
     "os.kill(os.getpid(), 9) if step == 8 else None)",
@@ -188,29 +175,22 @@ HOOKS = {
 }
 
 
-def in_a_process(parent, out, hook):
-    code = KILLED.format(tests=str(Path(__file__).parent), hook=HOOKS[hook], parent=str(parent), out=str(out))
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "train")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(parent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = in_a_process(parent, folder, "none")
+    done = start("prune", parent, folder, str(FFN))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("death", [name for name in HOOKS if name != "none"])
-def test_after_any_death_the_same_command_makes_the_same_model(parent, undisturbed, tmp_path, death):
+def test_after_every_death_the_same_command_makes_the_same_model(parent, undisturbed, tmp_path):
     out = tmp_path / "run"
-    assert in_a_process(parent, out, death).returncode == -9
-    assert not (out / "config.json").exists(), "it is not finished"
-    again = in_a_process(parent, out, "none")
+    for hook in DEATHS.values():
+        assert start("prune", parent, out, str(FFN), hook).returncode == -9
+        assert not (out / "config.json").exists(), "it is not finished"
+    again = start("prune", parent, out, str(FFN))
     assert again.returncode == 0, again.stderr
-    assert ("resuming after step 6" in again.stdout) == (death == "while masks are learned"), again.stdout
+    assert "resume" in [event["event"] for event in read_records(RunFolder(out / "masks").events)]
     same = jax.tree.map(np.array_equal, load_model(out).params, load_model(undisturbed).params)
     assert all(jax.tree.leaves(same))
     told = [[e for e in read_records(RunFolder(f).events) if e["event"] == "pruned"] for f in (out, undisturbed)]

@@ -2,35 +2,34 @@
 palettes."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from compress_runs import ALL_AXES, grid, start
 
 from pomona.compress.qat import grid_run
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder
 from pomona.metrics.records import read_records
-from pomona.parallel.config import MeshConfig
 from pomona.train.config import check_run
 from pomona.train.load import load_model
-from pomona.train.loop import train
 from pomona.train.objective_config import BalancedGrid
-
-STEPS = 24
-
-
-def short(parent, **changes):
-    run = grid_run(parent)
-    stage = dataclasses.replace(run.stages[0], steps=STEPS)
-    return dataclasses.replace(run, **({"stages": (stage,)} | changes))
 
 
 @pytest.fixture(scope="module")
 def trained(parent, tmp_path_factory):
-    """A folder trained on the grid, on 8 devices of all kinds, and what the loop returned."""
+    """A folder trained on the grid, on 8 devices of all kinds."""
     folder = tmp_path_factory.mktemp("grid") / "run"
-    return folder, train(short(parent, mesh=MeshConfig(1, 2, 2, 2)), folder)
+    done = start("qat", parent, folder, ALL_AXES, devices=8)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def bits(folder):
+    """Every evaluation of a run, in bits per byte."""
+    return [r["bits_per_byte"] for r in read_records(RunFolder(folder).metrics) if "bits_per_byte" in r]
 
 
 def rows(model):
@@ -47,7 +46,7 @@ def rows(model):
 
 def test_every_row_of_the_model_lies_on_a_grid_with_a_float16_scale(trained):
     seen = set()
-    for name, weight_OI in rows(load_model(trained[0])):
+    for name, weight_OI in rows(load_model(trained)):
         seen.add(name)
         sizes = np.abs(weight_OI)
         scale = np.where((sizes.max(1) - sizes.min(1)) > 0, sizes.min(1) * 2, sizes.min(1))[:, None]
@@ -58,10 +57,8 @@ def test_every_row_of_the_model_lies_on_a_grid_with_a_float16_scale(trained):
 
 def test_it_mends_what_rounding_breaks(trained, parent):
     """Before the first step the model is the parent rounded at once."""
-    bits = [r["bits_per_byte"] for r in read_records(RunFolder(parent).metrics) if "bits_per_byte" in r][-1]
-    result = trained[1]
-    assert bits < result["bits_per_byte_before"]
-    assert result["bits_per_byte"] < result["bits_per_byte_before"]
+    before, *_, after = bits(trained)
+    assert bits(parent)[-1] < before and after < before
 
 
 def test_scales_are_learned_beside_the_weights(trained, parent):
@@ -70,16 +67,16 @@ def test_scales_are_learned_beside_the_weights(trained, parent):
     from pomona.train.objectives import objective_of
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    specs = objective_of(load_model(trained[0]).run).trained
+    specs = objective_of(load_model(trained).run).trained
     shapes = jax.tree.map(lambda x: x.update(sharding=here), abstract(specs))
-    tree = restore(RunFolder(trained[0]).checkpoints, lambda _: {"params": shapes}).trees["params"]
+    tree = restore(RunFolder(trained).checkpoints, lambda _: {"params": shapes}).trees["params"]
     for name, factors in tree["factors"].items():
         moved = np.abs(np.asarray(factors) - 1)
         assert 1e-4 < moved.max() < 0.5, name
     # The learned factor is in the stored weights: the scale of a row is its factor times its root mean square.
     down = np.asarray(tree["weights"].layers.ffn.down[1], np.float64)
     scale = np.sqrt((down**2).mean(0)) * np.asarray(tree["factors"]["ffn.down"][1])
-    on_grid = np.asarray(load_model(trained[0]).params.layers.ffn.down[1])
+    on_grid = np.asarray(load_model(trained).params.layers.ffn.down[1])
     np.testing.assert_allclose(np.abs(on_grid).min(0) * 2, scale, rtol=1e-3)
 
 
@@ -87,23 +84,23 @@ def test_palettized_at_two_bits_nothing_changes(trained):
     palettes = pytest.importorskip("pomona.compress.palettes", reason="the palettizer is not there yet")
     from pomona.ops.palette import BALANCED
 
-    for name, weight_OI in rows(load_model(trained[0])):
+    for name, weight_OI in rows(load_model(trained)):
         palette = palettes.palettize(name, np.ascontiguousarray(weight_OI.T), None, 2, "balanced")
         values = np.array(BALANCED, np.float32)[palette.indices] * palette.scales.astype(np.float32)[:, None]
         np.testing.assert_array_equal(values, weight_OI)
 
 
-def test_a_kill_is_resumed_to_the_same_bits(trained, parent, tmp_path):
-    """The first half is the same run with its later checkpoints removed."""
-    import shutil
-
-    folder, result = trained
-    shutil.copytree(folder, tmp_path / "run")
-    for step in sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())[1:]:
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    again = train(short(parent, mesh=MeshConfig(1, 2, 2, 2)), tmp_path / "run")
-    assert again["bits_per_byte"] == result["bits_per_byte"]
-    same = jax.tree.map(np.array_equal, load_model(folder).params, load_model(tmp_path / "run").params)
+def test_a_run_that_lost_its_last_steps_makes_them_again(parent, trained, tmp_path):
+    """Weights, factors and moments come back from a checkpoint: as after a kill, bit for bit."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    for folder in (out / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > 18:
+            shutil.rmtree(folder)
+    again = start("qat", parent, out, ALL_AXES, devices=8)
+    assert again.returncode == 0 and "resuming after step 18" in again.stdout, again.stderr
+    assert bits(out) == bits(trained)
+    same = jax.tree.map(np.array_equal, load_model(trained).params, load_model(out).params)
     assert all(jax.tree.leaves(same))
 
 
@@ -113,6 +110,6 @@ def test_bad_starts_are_one_clear_error(parent, trained):
         ({"objective": BalancedGrid(first_factor=0.0)}, "first_factor is 0.0"),
     ):
         with pytest.raises(UserError, match=problem):
-            check_run(short(parent, **changes))
+            check_run(grid(parent, **changes))
     with pytest.raises(UserError, match="trains 'balanced-grid'"):
-        grid_run(trained[0])
+        grid_run(trained)
