@@ -310,6 +310,7 @@ BAD_PAIRS = {
     ),
     "share": (["STUDENT", "--teacher", "TEACHER", "--objective.share", "0"], "above 0 and at most 1"),
     "stages": (["STUDENT", "--teacher", "TEACHER", "--objective.stages", "3"], "objective.stages is 3"),
+    "objective": (["STUDENT", "--teacher", "TEACHER", "objective:next-token"], "the objective is 'next-token'"),
     "taken": (["STUDENT", "--teacher", "TEACHER", "--run", "STUDENT"], "another configuration"),
 }
 
