@@ -69,10 +69,16 @@ def distill(run: Run, path: Path) -> dict[str, float]:
             `train` refuses.
         Preempted: a signal asked to stop; the same command goes on.
     """
-    check_run(run)
-    check_teacher(run.objective)
     objective = run.objective
-    assert isinstance(objective, Distillation) and objective.teacher is not None
+    if not isinstance(objective, Distillation):
+        raise UserError(
+            f"the objective is {objective.kind!r}.",
+            "a student is trained by what its teacher expects.",
+            "pomona train, to learn from the text alone.",
+        )
+    check_run(run)
+    check_teacher(objective)
+    assert objective.teacher is not None
     start_processes()
     leads, folder = jax.process_index() == 0, RunFolder(path)
     devices = jax.devices()

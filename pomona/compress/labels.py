@@ -133,8 +133,9 @@ def _build_group(
     with same_fate(), disk_errors(wanted.folder):
         dtype = label_dtype(wanted.folder)
         for shard, each in zip(group, records) if jax.process_index() == 0 else ():
-            write_labels(wanted.folder, wanted.source, shard, place_labels(each, labels[: len(each)], shard, dtype))
-            del labels[: len(each)]
+            rows, labels = labels[: len(each)], labels[len(each) :]
+            if not is_sound(wanted.folder, wanted.source, shard):
+                write_labels(wanted.folder, wanted.source, shard, place_labels(each, rows, shard, dtype))
     _stop_if_asked(builder, any_process(bool(builder.stop)))
 
 
