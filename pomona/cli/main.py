@@ -14,8 +14,9 @@ VERBS = {
     "launch": "start a run as several processes: here, on Kubernetes, under Slurm",
     "palettize": "compress a run's model to 4 bits a weight or less",
     "recover": "train what palettizing has lost back into an adapter",
+    "adapt": "train an adapter for a task",
     "generate": "let a trained model continue a prompt",
-    "export": "write a run as a Hugging Face folder",
+    "export": "write a run as a Hugging Face folder, or its adapter alone",
     "import": "read a Hugging Face folder into a run",
 }
 

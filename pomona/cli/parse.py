@@ -71,6 +71,17 @@ def take(arguments: list[str], name: str, example: str) -> tuple[str | None, lis
     return value, rest
 
 
+def whole_number(name: str, text: str | None, example: str) -> int | None:
+    """The value of an option that counts something, or None where it was not given.
+
+    Raises:
+        UserError: it is no whole number from 1 on.
+    """
+    if text is not None and not (text.isdigit() and int(text) > 0):
+        raise UserError(f"{name} is {text}.", f"{name} is a whole number, at least 1.", f"{name} {example}")
+    return None if text is None else int(text)
+
+
 def take_fields(arguments: list[str], kind: type) -> tuple[list[str], list[str]]:
     """The arguments that are fields of a flat config class, and the others; a verb's options beside a recipe's.
 

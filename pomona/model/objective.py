@@ -28,6 +28,12 @@ class TokenBatch:
     segments: jax.Array  # 0 is padding; documents of a record are 1, 2, ...
     positions: jax.Array  # restart at 0 in every document
     labels: jax.Array | None = None  # what a teacher expects in place of the targets
+    counted: jax.Array | None = None  # 1 where a prediction counts; absent: wherever segments are above 0
+
+    @property
+    def counts(self) -> jax.Array:
+        """Where a prediction counts: above 0."""
+        return self.segments if self.counted is None else self.counted
 
 
 @jax.tree_util.register_dataclass
@@ -76,12 +82,12 @@ def hidden_states(
 def next_token_loss(
     params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
 ) -> LossSums:
-    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents."""
+    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents that count."""
     hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
 
-    def local(hidden_BTD, shard_VD, targets_BT, segments_BT):
+    def local(hidden_BTD, shard_VD, targets_BT, counts_BT):
         table_VD = rules.whole(shard_VD, ("vocab", "model"), hidden_BTD.dtype)
-        weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
+        weights_M = (counts_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
         total, nll, z = cross_entropy(
             hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
@@ -97,4 +103,4 @@ def next_token_loss(
 
     token_axes = ("batch", "tokens")
     arguments = [(*token_axes, None), ("vocab", "model"), token_axes, token_axes]
-    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.segments)
+    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.counts)
