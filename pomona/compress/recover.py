@@ -17,7 +17,7 @@ TOKEN_SHARE = 0.0015
 """Of the tokens that the base was trained on (afm-recipe section 8)."""
 LEAST_STEPS = 20
 PEAK_LEARNING_RATE = 3e-3
-"""Of AdaStar: docs/compress.md has what was tried."""
+"""Of AdaStar: docs/adapters.md has what was tried."""
 
 
 def recovery_run(source: Path, rank: int | None = None) -> Run:

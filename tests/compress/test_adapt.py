@@ -56,7 +56,7 @@ def test_it_begins_at_the_recovery_adapter_or_at_the_base(folders, recovered, ta
 def test_a_task_is_learned_by_its_responses_alone(recovered, task, tmp_path):
     run = task_run(recovered[0], task)
     stage = dataclasses.replace(
-        run.stages[0], steps=30, schedule=dataclasses.replace(run.stages[0].schedule, warmup_steps=2)
+        run.stages[0], steps=20, schedule=dataclasses.replace(run.stages[0].schedule, warmup_steps=2)
     )
     run = dataclasses.replace(run, stages=(stage,), mesh=MeshConfig(data=-1, fsdp=1))
     result = train(run, tmp_path / "task")

@@ -9,6 +9,7 @@ from small_palettes import unpack
 
 from pomona.checkpoint.palettes import _crc32, _read, read_about
 from pomona.compress.recover import recovery_run
+from pomona.core.errors import UserError
 from pomona.model.adapter import PROJECTIONS, detach, projection
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh

@@ -18,11 +18,11 @@ def corpus(tmp_path_factory):
     """Prompts and responses of 1 to 30 words; words differ by side, so that every id tells where it is from."""
     path, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
     say = lambda letters, most: " ".join(rng.choice(list(letters), rng.integers(1, most)))
-    rows = [{"prompt": say("abc", 30), "response": " " + say("xyz", 30)} for _ in range(120)]
+    rows = [{"prompt": say("abc", 30), "response": say("xyz", 30)} for _ in range(120)]
     (path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataConfig(
         sources=(Source("task", str(path / "task.jsonl"), text_field="prompt:response"),),
-        tokenizer=TokenizerConfig(vocab_size=300),
+        tokenizer=TokenizerConfig(vocab_size=270),
         heldout_fraction=0.2,
         cache=str(path / "cache"),
         workers=1,
