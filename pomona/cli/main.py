@@ -18,6 +18,7 @@ VERBS = {
     "qat": "train a model on with its weights on a 2-bit grid",
     "palettize": "compress a run's model to 4 bits a weight or less",
     "recover": "train what palettizing has lost back into an adapter",
+    "adapt": "train an adapter for a task",
     "generate": "let a trained model continue a prompt",
     "card": "show a model's life on one page: where it comes from, and what came of it",
     "export": "write a run as a Hugging Face folder, a GGUF file or an adapter",

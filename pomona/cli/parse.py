@@ -71,11 +71,11 @@ def take(arguments: list[str], name: str, example: str) -> tuple[str | None, lis
     return value, rest
 
 
-def take_whole(arguments: list[str], name: str) -> tuple[int | None, list[str]]:
-    """As `take`, for an option that is a whole number from 0 on."""
-    value, rest = take(arguments, name, "100")
-    if value is not None and not value.isdecimal():
-        raise UserError(f"{name} is {value!r}.", f"{name} is a whole number from 0 on.", f"{name} 100")
+def take_whole(arguments: list[str], name: str, example: str = "100") -> tuple[int | None, list[str]]:
+    """As `take`, for an option that is a whole number from 1 on."""
+    value, rest = take(arguments, name, example)
+    if value is not None and not (value.isdecimal() and int(value) > 0):
+        raise UserError(f"{name} is {value!r}.", f"{name} is a whole number, at least 1.", f"{name} {example}")
     return (None if value is None else int(value)), rest
 
 

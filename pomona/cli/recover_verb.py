@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pomona.cli.parse import configure_run, take
-from pomona.core.errors import UserError
+from pomona.cli.parse import configure_run, take, take_whole
+from pomona.train.config import Run
 
 USAGE = """\
 usage: pomona recover RUN [--rank 16] [--run OUT] [--part.field VALUE ...]
@@ -25,30 +25,27 @@ def run(arguments: list[str]) -> None:
         print(USAGE, end="")
         return
     source, (output, rest) = Path(arguments[0]), take(arguments[1:], "--run", "runs/mine-recovered")
-    rank, rest = take(rest, "--rank", "16")
+    rank, rest = take_whole(rest, "--rank", "16")
     path = Path(output) if output else source.with_name(source.name + "-recovered")
     from pomona.compress.recover import recovery_run
 
-    default = recovery_run(source, _rank(rank))
+    default = recovery_run(source, rank)
     description = DESCRIPTION.format(source=source, output=path)
     configured = configure_run(default, rest, f"recover {source}", description, also=("--run", "--rank"))
+    train_adapter(configured, path)
+
+
+def train_adapter(run: Run, path: Path) -> None:
+    """Trains an adapter and says how it went; `pomona adapt` ends so too."""
     import jax
 
     from pomona.train.loop import train
 
-    result = train(configured, path)
+    result = train(run, path)
     if jax.process_index() != 0:
         return
     print(f"\nbits per byte on held-out text: {result['bits_per_byte']:.4f}", end="")
     if "bits_per_byte_before" in result:
         print(f" (with the adapter as it began: {result['bits_per_byte_before']:.4f})", end="")
-    print(f"\nwritten to {path}")
-    print(f"next: pomona export {path} --format adapter, or pomona adapt {path} --data task.jsonl")
-
-
-def _rank(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--rank is {text}.", "a rank is a whole number, at least 1.", "--rank 16")
-    return int(text)
+    print(f"\nwritten to {path}: config.json, metrics.jsonl, events.jsonl, tokenizer/, checkpoints/")
+    print(f"next: pomona export {path} --format adapter, or pomona generate {path}")

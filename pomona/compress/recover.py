@@ -16,7 +16,8 @@ from pomona.train.origin import is_palettized, origin_of
 TOKEN_SHARE = 0.0015
 """Of the tokens that the base was trained on (afm-recipe section 8)."""
 LEAST_STEPS = 20
-PEAK_LEARNING_RATE = 1e-3
+PEAK_LEARNING_RATE = 3e-3
+"""Of AdaStar: docs/adapters.md has what was tried."""
 
 
 def recovery_run(source: Path, rank: int | None = None) -> Run:
@@ -38,13 +39,13 @@ def recovery_run(source: Path, rank: int | None = None) -> Run:
     last = run.stages[-1]
     steps = max(LEAST_STEPS, round(TOKEN_SHARE * total_tokens(run) / last.batch_tokens))
     objective = LowRank() if rank is None else LowRank(rank=rank)
-    return adapter_run(run, source, f"{source.name}-recovered", objective, recovery_stage(last, steps))
+    return adapter_run(run, source, f"{source.name}-recovered", objective, adapter_stage(last, "recover", steps))
 
 
-def recovery_stage(last: Stage, steps: int) -> Stage:
+def adapter_stage(last: Stage, name: str, steps: int) -> Stage:
     """A stage of so many steps with the batches of another one: a short warm-up, then a cosine down to zero."""
     schedule = Schedule(PEAK_LEARNING_RATE, weight_decay=0.0, warmup_steps=max(1, steps // 10), floor=0.0)
-    return dataclasses.replace(last, name="recover", steps=steps, schedule=schedule)
+    return dataclasses.replace(last, name=name, steps=steps, schedule=schedule)
 
 
 def adapter_run(run: Run, source: Path, name: str, objective: LowRank, stage: Stage) -> Run:

@@ -14,7 +14,8 @@ class Source:
     """`stdlib` (Python's own standard library), a file, a folder, a glob, an fsspec address, or hf:DATASET[:SPLIT].
     Files: .jsonl and .parquet (one document a row), anything else is text (one document a file); also .gz .xz .zst."""
     text_field: str = "text"
-    """The field of a JSONL or Parquet row that holds the text."""
+    """The field of a JSONL or Parquet row that holds the text. `prompt:response` names two: the first is given, and
+    only the second is learned."""
     weight: float = 1.0
     """Share of the records, relative to the other sources."""
 

@@ -23,6 +23,12 @@ class Batch:
     segments: np.ndarray  # 0 is padding; documents of a record are 1, 2, ...
     positions: np.ndarray  # restart at 0 in every document
     labels: np.ndarray | None = None  # what a teacher expects in place of the targets
+    counted: np.ndarray | None = None  # 1 where a prediction counts; absent: wherever segments are above 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Where a prediction counts: above 0."""
+        return self.segments if self.counted is None else self.counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,20 @@ class Records:
             record[0, at : at + size] = ids[:-1]
             record[1, at : at + size] = ids[1:]
             record[2, at : at + size] = segment
+            record[2, at : at + self._given(int(self.plan.starts[piece]), size)] *= -1  # `stack` tells them apart
             record[3, at : at + size] = np.arange(size)
             if self.labels is not None:
                 record[4, at : at + size] = self.labels.read(start, size)
             at += size
         return record
+
+    def _given(self, start: int, size: int) -> int:
+        """How many of a piece's predictions are of its document's prompt."""
+        if self.files.prompts is None:
+            return 0
+        document = int(np.searchsorted(self.files.starts, start, side="right")) - 1
+        left = self.files.prompts[document] - (start - self.files.starts[document])
+        return int(np.clip(left, 0, size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +83,14 @@ class Batches:
     batch_size: int
     skipped: tuple[tuple[int, int], ...] = ()
     """(position, batches): from this step of the stage on, so many batches more are passed over."""
+    prompts: bool = False
+    """Whether any source has prompts, so that not every prediction counts."""
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The given rows (default: all) of the global batch of a step. The same for every number of processes."""
         wanted = range(self.batch_size) if rows is None else rows
         place = step + sum(batches for position, batches in self.skipped if step >= position)
-        return stack([self.dataset[place * self.batch_size + row] for row in wanted])
+        return stack([self.dataset[place * self.batch_size + row] for row in wanted], self.prompts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +117,7 @@ def mix(sources: Sequence[Records], weights: Sequence[float], batch_size: int, s
     ]
     total = sum(weights)
     one = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, [w / total for w in weights])
-    return Batches(one, batch_size)
+    return Batches(one, batch_size, prompts=any(records.files.prompts is not None for records in sources))
 
 
 def stream(batches: Batches, first: int, last: int, rows: Sequence[int]) -> Iterator[Batch]:
@@ -109,9 +126,14 @@ def stream(batches: Batches, first: int, last: int, rows: Sequence[int]) -> Iter
     return iter(grain.MapDataset.source(_Steps(batches, first, last, rows)).to_iter_dataset(options))
 
 
-def stack(records: Sequence[np.ndarray]) -> Batch:
-    """Rows of [4, T], or of [5, T] with a teacher's labels, to a batch."""
-    return Batch(*np.stack(records, axis=1))
+def stack(records: Sequence[np.ndarray], prompts: bool = False) -> Batch:
+    """Rows of [4, T], or of [5, T] with a teacher's labels, to a batch; of prompts, segments are negative in them."""
+    fields = np.stack(records, axis=1)
+    if not prompts:
+        return Batch(*fields)
+    counted = (fields[2] > 0).astype(np.int32)
+    fields[2] = np.abs(fields[2])
+    return dataclasses.replace(Batch(*fields), counted=counted)
 
 
 def take(batch: Batch, rows: Sequence[int]) -> Batch:

@@ -28,7 +28,7 @@ from pomona.data.labels import label_folder, open_labels
 from pomona.data.loader import Batch, Batches, Records, mix, stack
 from pomona.data.pack import pack
 from pomona.data.sources import documents, state
-from pomona.data.token_files import TokenFiles, open_token_files, token_dtype, tokenize
+from pomona.data.token_files import TokenFiles, open_token_files, token_dtype, tokenize, whole
 from pomona.data.tokenizer import MODEL_FILE, load_tokenizer, train_tokenizer
 
 FORMAT = 1
@@ -142,17 +142,18 @@ def heldout_batches(
         )
     np.random.default_rng(0).shuffle(rows)  # so that the first batches speak for all sources
     empty = np.zeros((4, sequence_length), np.int32)
+    prompts = any(records.files.prompts is not None for records, _ in rows)
 
     def make(group: list[tuple[Records, int]]) -> Batch:
         filled = [records[index] for records, index in group]
-        return stack(filled + [empty] * (batch_size - len(filled)))
+        return stack(filled + [empty] * (batch_size - len(filled)), prompts)
 
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)][:max_batches]
     return [partial(make, group) for group in groups]
 
 
 def _prepare(config: DataConfig, folder: Path, report: Callable[[str], None]) -> None:
-    texts = lambda: (text for source in config.sources for _, text in documents(source))
+    texts = lambda: (whole(text) for source in config.sources for _, text in documents(source))
     tokenizer_folder = Path(config.tokenizer.path) if config.tokenizer.path else folder / "tokenizer"
     if not any(text.strip() for text in texts()):
         raise UserError(

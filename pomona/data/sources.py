@@ -16,13 +16,14 @@ from pomona.core.config import did_you_mean
 from pomona.core.errors import UserError
 from pomona.data import stdlib
 from pomona.data.config import Source
+from pomona.data.token_files import Text
 
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bz2"}
 HUB = "hf:"
 
 
-def documents(source: Source) -> Iterator[tuple[str, str]]:
-    """(where it came from, text) of every document of a source, in a fixed order.
+def documents(source: Source) -> Iterator[tuple[str, Text]]:
+    """(where it came from, text) of every document of a source, in a fixed order; a text of two fields is a pair.
 
     Raises:
         UserError: nothing at the address, bytes that are not UTF-8, a row that is not JSON or lacks the field, or
@@ -84,7 +85,7 @@ def _below(path: str, folder: str) -> tuple[str, ...]:
     return Path(os.path.relpath(path, folder)).parts
 
 
-def _file_documents(address: str, source: Source) -> Iterator[tuple[str, str]]:
+def _file_documents(address: str, source: Source) -> Iterator[tuple[str, Text]]:
     stem, extension = os.path.splitext(address)
     compression = COMPRESSIONS.get(extension)
     kind = os.path.splitext(stem)[1] if compression else extension
@@ -110,7 +111,7 @@ def _file_documents(address: str, source: Source) -> Iterator[tuple[str, str]]:
         ) from error
 
 
-def _jsonl_documents(file: IO[bytes], address: str, field: str) -> Iterator[tuple[str, str]]:
+def _jsonl_documents(file: IO[bytes], address: str, field: str) -> Iterator[tuple[str, Text]]:
     offset = 0
     for number, line in enumerate(file, start=1):
         where = f"{address}:{number}"
@@ -125,34 +126,41 @@ def _jsonl_documents(file: IO[bytes], address: str, field: str) -> Iterator[tupl
                 "every line of a .jsonl file is one JSON object.",
                 "mend the line, or give the file the ending .txt if it is plain text.",
             ) from error
-        yield where, _field(row, field, where)
+        yield where, _text(row, field, where)
 
 
-def _parquet_documents(file: IO[bytes], address: str, field: str) -> Iterator[tuple[str, str]]:
+def _parquet_documents(file: IO[bytes], address: str, field: str) -> Iterator[tuple[str, Text]]:
     parquet = _optional("pyarrow.parquet", address)
     table = parquet.ParquetFile(file)
-    if field not in table.schema_arrow.names:
-        _field(dict.fromkeys(table.schema_arrow.names), field, address)
+    fields = field.split(":")
+    if not set(fields) <= set(table.schema_arrow.names):
+        _text(dict.fromkeys(table.schema_arrow.names), field, address)
     row = 0
-    for batch in table.iter_batches(columns=[field], batch_size=1024):
-        for text in batch.column(0).to_pylist():
+    for batch in table.iter_batches(columns=fields, batch_size=1024):
+        for each in batch.to_pylist():
             row += 1
-            yield f"{address}:{row}", _field({field: text}, field, f"{address}:{row}")
+            yield f"{address}:{row}", _text(each, field, f"{address}:{row}")
 
 
-def _hub_documents(source: Source) -> Iterator[tuple[str, str]]:
+def _hub_documents(source: Source) -> Iterator[tuple[str, Text]]:
     datasets = _optional("datasets", source.address, "pip install datasets")
     name, _, split = source.address.removeprefix(HUB).partition(":")
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
         for number, row in enumerate(rows):
-            yield f"{source.address}:{number}", _field(row, source.text_field, f"{source.address}:{number}")
+            yield f"{source.address}:{number}", _text(row, source.text_field, f"{source.address}:{number}")
     except (OSError, ValueError) as error:
         raise UserError(
             f"the dataset {name!r} could not be read: {error}.",
             "a Hugging Face dataset needs a network and an existing name and split.",
             "hf:NAME or hf:NAME:SPLIT, or download the files and give their folder.",
         ) from error
+
+
+def _text(row: Any, fields: str, where: str) -> Text:
+    """The text of a row, or where two fields are named, the prompt and the response."""
+    given, colon, learned = fields.partition(":")
+    return (_field(row, given, where), _field(row, learned, where)) if colon else _field(row, fields, where)
 
 
 def _field(row: Any, field: str, where: str) -> str:

@@ -2,8 +2,9 @@
 
 The documents of a source are cut into shards of about 8 MB of text. A shard becomes two files: `00012.tokens` (the ids
 of its documents one after another, each `begin ... end`, 2 or 4 bytes an id) and `00012.npy` (the length of every
-document, negative if held out); the lengths are written last and say that the shard is done. A run that was killed goes
-on with the first shard that is missing. The result does not depend on the number of worker processes.
+document, negative if held out); the lengths are written last and say that the shard is done. Documents with a prompt
+have a third file, `00012.prompts.npy`: the number of ids of each prompt, `begin` not counted. A run that was killed
+goes on with the first shard that is missing. The result does not depend on the number of worker processes.
 """
 
 import dataclasses
@@ -22,6 +23,9 @@ from pomona.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 
 SHARD_BYTES = 8_000_000
 
+Text = str | tuple[str, str]
+"""A document, or a prompt and what is learned to follow it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenFiles:
@@ -31,6 +35,7 @@ class TokenFiles:
     shard_starts: np.ndarray  # int64, the place of each shard's first id; the last entry is the end
     starts: np.ndarray  # int64 [documents], the place of each document's first id
     lengths: np.ndarray  # int64 [documents], ids of each document, begin and end included
+    prompts: np.ndarray | None = None  # int64 [documents], ids of each document after `begin` that are only given
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` ids from place `start`, which lie in one shard."""
@@ -44,7 +49,7 @@ class TokenFiles:
 
 
 def tokenize(
-    texts: Iterable[str],
+    texts: Iterable[Text],
     tokenizer_folder: Path,
     folder: Path,
     heldout_fraction: float,
@@ -75,7 +80,7 @@ def tokenize(
 
 def open_token_files(folder: Path, dtype: np.dtype, heldout: bool) -> TokenFiles:
     """The training or the held-out documents of a tokenized source."""
-    shards, starts, lengths, shard_starts = [], [], [], [0]
+    shards, starts, lengths, prompts, shard_starts = [], [], [], [], [0]
     for index in itertools.count():
         if not _lengths_path(folder, index).exists():
             break
@@ -85,12 +90,18 @@ def open_token_files(folder: Path, dtype: np.dtype, heldout: bool) -> TokenFiles
         chosen = (signed < 0) == heldout
         starts.append(begin[chosen])
         lengths.append(size[chosen])
+        if _prompts_path(folder, index).exists():
+            prompts.append(np.load(_prompts_path(folder, index))[chosen])
         path = _tokens_path(folder, index)
         shards.append(np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype))
         shard_starts.append(shard_starts[-1] + int(size.sum()))
     empty = [np.zeros(0, np.int64)]
     return TokenFiles(
-        tuple(shards), np.array(shard_starts), np.concatenate(starts or empty), np.concatenate(lengths or empty)
+        shards=tuple(shards),
+        shard_starts=np.array(shard_starts),
+        starts=np.concatenate(starts or empty),
+        lengths=np.concatenate(lengths or empty),
+        prompts=np.concatenate(prompts) if prompts else None,
     )
 
 
@@ -99,20 +110,25 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
+def whole(text: Text) -> str:
+    """A document as one string."""
+    return text if isinstance(text, str) else "".join(text)
+
+
 def is_heldout(text: str, fraction: float) -> bool:
     """Decides a document's split by its content alone: copies land on one side, in any order of files."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
-    shard: list[str] = []
+def _cut(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    shard: list[Text] = []
     size = 0
     for text in texts:
-        if not text.strip():
+        if not whole(text).strip():
             continue
         shard.append(text)
-        size += len(text)
+        size += len(whole(text))
         if size >= SHARD_BYTES:
             yield shard
             shard, size = [], 0
@@ -123,21 +139,31 @@ def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
 _loaded: dict[Path, Tokenizer] = {}  # one tokenizer per worker process
 
 
-def _tokenize_shard(task: tuple[int, list[str], Path, Path, float]) -> tuple[int, int, int]:
+def _tokenize_shard(task: tuple[int, list[Text], Path, Path, float]) -> tuple[int, int, int]:
     """Writes one shard; returns (shard, documents, tokens)."""
     index, texts, tokenizer_folder, folder, heldout_fraction = task
     if tokenizer_folder not in _loaded:
         _loaded[tokenizer_folder] = load_tokenizer(tokenizer_folder)
     tokenizer = _loaded[tokenizer_folder]
     dtype = token_dtype(tokenizer.vocab_size)
-    documents = [np.array([BEGIN, *ids, END], dtype) for ids in tokenizer.encode_batch(texts)]
-    sign = [-1 if is_heldout(text, heldout_fraction) else 1 for text in texts]
+    given = tokenizer.encode_batch([text[0] for text in texts if not isinstance(text, str)])
+    learned = tokenizer.encode_batch([text if isinstance(text, str) else text[1] for text in texts])
+    # A source is all pairs or has none, by the name of its field.
+    prompts = given or [[]] * len(texts)
+    documents = [np.array([BEGIN, *first, *ids, END], dtype) for first, ids in zip(prompts, learned, strict=True)]
+    sign = [-1 if is_heldout(whole(text), heldout_fraction) else 1 for text in texts]
     lengths = np.array([len(d) * s for d, s in zip(documents, sign)], np.int64)
-    buffer = io.BytesIO()
-    np.save(buffer, lengths)
     write_bytes(_tokens_path(folder, index), np.concatenate(documents).tobytes())
-    write_bytes(_lengths_path(folder, index), buffer.getvalue())
+    if given:
+        write_bytes(_prompts_path(folder, index), _saved(np.array([len(ids) for ids in given], np.int64)))
+    write_bytes(_lengths_path(folder, index), _saved(lengths))
     return index, len(documents), int(np.abs(lengths).sum())
+
+
+def _saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def _report(report: Callable[[str], None], result: tuple[int, int, int]) -> None:
@@ -151,3 +177,7 @@ def _tokens_path(folder: Path, index: int) -> Path:
 
 def _lengths_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05}.npy"
+
+
+def _prompts_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05}.prompts.npy"

@@ -131,8 +131,7 @@ def densify(params: Decoder, architecture: Architecture) -> Decoder:
         spec = projection(layers, name)
         if not isinstance(weight, (Palettized, Adapted)):
             return weight
-        each = [_dense(jax.tree.map(lambda x: x[index], weight), spec) for index in range(spec.shape[0])]
-        return jnp.stack(each)
+        return jax.jit(lambda weight: jax.lax.map(lambda layer: _dense(layer, spec), weight))(weight)
 
     return map_projections(one, params)
 

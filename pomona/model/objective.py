@@ -30,6 +30,12 @@ class TokenBatch:
     segments: jax.Array  # 0 is padding; documents of a record are 1, 2, ...
     positions: jax.Array  # restart at 0 in every document
     labels: jax.Array | None = None  # what a teacher expects in place of the targets
+    counted: jax.Array | None = None  # 1 where a prediction counts; absent: wherever segments are above 0
+
+    @property
+    def counts(self) -> jax.Array:
+        """Where a prediction counts: above 0."""
+        return self.segments if self.counted is None else self.counted
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +113,7 @@ def next_token_loss(
     rope_base: float,
     taught_share: float = 0.0,
 ) -> LossSums:
-    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents.
+    """Cross-entropy of the next token and z-loss, summed over the tokens of real documents that count.
 
     Args:
         taught_share: how much of the target is the batch's labels, where it has any.
@@ -115,9 +121,9 @@ def next_token_loss(
     hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
     labels = [] if batch.labels is None else [batch.labels]
 
-    def local(hidden_BTD, shard_VD, targets_BT, segments_BT, *labels):
+    def local(hidden_BTD, shard_VD, targets_BT, counts_BT, *labels):
         table_VD = rules.whole(shard_VD, ("vocab", "model"), hidden_BTD.dtype)
-        weights_M = (segments_BT > 0).astype(jnp.float32).reshape(-1)
+        weights_M = (counts_BT > 0).astype(jnp.float32).reshape(-1)
         axes = rules.manual_axes("vocab")
         total, nll, z = cross_entropy(
             hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
@@ -135,4 +141,4 @@ def next_token_loss(
 
     token_axes = ("batch", "tokens")
     arguments = [(*token_axes, None), ("vocab", "model"), *[token_axes] * (2 + len(labels))]
-    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.segments, *labels)
+    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.counts, *labels)

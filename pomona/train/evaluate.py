@@ -29,7 +29,7 @@ def evaluate(state: TrainState, heldout: HeldOut) -> dict[str, float]:
     nats, tokens, size = 0.0, 0, 0
     for make in heldout.batches:
         batch = make()
-        real = batch.segments > 0
+        real = batch.counts > 0
         inputs = heldout.feed.put(take(batch, heldout.feed.rows))
         nats += float(heldout.step(state, inputs, heldout.frozen))
         tokens += int(real.sum())

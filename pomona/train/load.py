@@ -63,7 +63,7 @@ def load_model(path: Path, step: int | None = None) -> Model:
             f"pomona train {run.name} --run {path}",
         )
     frozen = objective.load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
-    params = objective.model(found.trees["params"], frozen, jnp.ones(()))
+    params = objective.model(found.trees["params"], jax.device_put(frozen, here), jnp.ones(()))  # of no mesh
     return Model(params, run, load_tokenizer(folder.tokenizer), found.step)
 
 

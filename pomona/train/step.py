@@ -33,7 +33,7 @@ def train_step(run: Run, index: int) -> Callable[..., tuple[TrainState, dict[str
             return sums.total / total_tokens, sums
 
         gradient = jax.grad(loss, has_aux=True)
-        total_tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1).astype(jnp.float32)
+        total_tokens = jnp.maximum(jnp.sum(batch.counts > 0), 1).astype(jnp.float32)
         if batch.tokens.shape[0] == 1:
             gradients, sums = gradient(state.params, jax.tree.map(lambda x: x[0], batch), total_tokens)
         else:

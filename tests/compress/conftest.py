@@ -1,5 +1,6 @@
-"""What the tests of compression share."""
+"""What the tests of compression share: one small life, dense, palettized, recovered."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import pytest
 
 for folder in ("compress", "train"):  # small_palettes.py and small_run.py are modules beside the tests
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+from small_palettes import write_dense, write_palettized  # noqa: E402
 from small_run import changed, start, write_text  # noqa: E402
+
+from pomona.compress.recover import recovery_run  # noqa: E402
+from pomona.parallel.config import MeshConfig  # noqa: E402
+from pomona.train.loop import train  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +32,19 @@ def parent(cache, tmp_path_factory):
     done = start(folder, cache, hook=changed(f"name='parent', {stages}"))
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def folders(cache, tmp_path_factory):
+    """A palettized run folder beside its dense one, and the weights of both; to be read only."""
+    path = tmp_path_factory.mktemp("life")
+    dense = write_dense(path / "dense", cache)
+    return path / "palettized", dense[1], write_palettized(path / "palettized")
+
+
+@pytest.fixture(scope="session")
+def recovered(folders):
+    """The folder of a recovery on a mesh, and what training returned."""
+    path = folders[0].with_name("recovered")
+    run = dataclasses.replace(recovery_run(folders[0]), mesh=MeshConfig(data=4, fsdp=2))
+    return path, train(run, path)

@@ -5,23 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_palettes import unpack, write_dense, write_palettized
+from small_palettes import unpack
 
+from pomona.checkpoint.palettes import _crc32, _read, read_about
 from pomona.compress.recover import recovery_run
-from pomona.model.adapter import PROJECTIONS, projection
+from pomona.core.errors import UserError
+from pomona.model.adapter import PROJECTIONS, detach, projection
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.load import load_model
 from pomona.train.loop import train
 from pomona.train.objectives import objective_of
-
-
-@pytest.fixture(scope="module")
-def folders(cache, tmp_path_factory):
-    """A dense run folder and its palettized sibling, with what is in them."""
-    path = tmp_path_factory.mktemp("life")
-    dense = write_dense(path / "dense", cache)
-    return path / "palettized", dense[1], write_palettized(path / "palettized")
 
 
 def begin(folder, mesh=None, devices=1, **changes):
@@ -64,15 +58,38 @@ def test_it_begins_alike_on_every_mesh(folders):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), alone, spread)
 
 
-def test_training_lowers_the_loss_and_not_one_bit_of_the_base_changes(folders, tmp_path):
-    folder = folders[0]
-    contents = lambda: {path.name: path.read_bytes() for path in (folder / "palettes").iterdir()}
-    before, run = contents(), recovery_run(folder)
-    assert [stage.steps for stage in run.stages] == [20]
-    mesh = MeshConfig(data=4, fsdp=2)
-    result = train(dataclasses.replace(run, mesh=mesh), tmp_path / "recovered")
+def test_training_lowers_the_loss_and_not_one_bit_of_the_base_changes(folders, recovered):
+    folder, (path, result) = folders[0], recovered
+    assert [stage.steps for stage in recovery_run(folder).stages] == [20]
     assert result["bits_per_byte"] < result["bits_per_byte_before"] - 0.05
-    assert contents() == before
-    model = load_model(tmp_path / "recovered")
-    base = load_model(folder)
-    assert jax.tree.all(jax.tree.map(np.array_equal, model.params.layers.ffn.up.base, base.params.layers.ffn.up))
+    listed = {each["name"]: each for each in read_about(folder / "palettes")["tensors"]}
+    for file in (folder / "palettes").glob("*.safetensors"):
+        _, arrays = _read(file)
+        assert _crc32(arrays) == listed[file.name.split(".safe")[0].removesuffix(".4")]["crc32"]
+    base, model = load_model(folder), load_model(path)
+    detached, _ = detach(model.params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, detached, base.params))
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "message"),
+    [
+        ("dense", {}, "is not palettized"),
+        ("palettized", {"rank": 0}, "rank 0"),
+        ("palettized", {"alpha": -1.0}, "alpha -1"),
+        ("gone", {}, "is not a run folder"),
+    ],
+)
+def test_what_cannot_be_recovered_is_refused(folders, tmp_path, source, changes, message):
+    with pytest.raises(UserError, match=message):
+        run = recovery_run(folders[0].with_name(source))
+        train(dataclasses.replace(run, objective=dataclasses.replace(run.objective, **changes)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_base_in_its_place_is_noticed(folders, recovered, tmp_path):
+    """The recovered run names its base by fingerprint: palettes that were made anew are not it."""
+    run = recovery_run(folders[0])
+    run = dataclasses.replace(run, origin=dataclasses.replace(run.origin, fingerprint="0" * 16))
+    with pytest.raises(UserError, match=f"has changed \\({'0' * 16} -> {recovery_run(folders[0]).origin.fingerprint}"):
+        objective_of(run).load_frozen(build_mesh(MeshConfig(), jax.devices()[:1]))
