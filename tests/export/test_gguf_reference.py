@@ -1,4 +1,4 @@
-"""An exported file is the same model in llama.cpp, by stored answers: the bytes we write are those it was asked about."""
+"""An exported file is the same model in llama.cpp, by stored answers about the very bytes that we write."""
 
 import json
 import sys
