@@ -9,7 +9,8 @@ tokens. The checks come first: our float16 weights and llama.cpp's float16 file 
 
 `bits_per_weight` is of the layers' matrices, tables and scales counted; `bits_per_parameter` is of the whole model:
 our embedding is int8, bfloat16 in the row `bf16`, and what llama.cpp chooses in its rows. A recovery adapter is
-counted apart, in `adapter_bits_per_weight`. The last line is JSON.
+counted apart, in `adapter_bits_per_weight`. `over_bf16` is what a row's bits per byte are above the first one's;
+`over_bf16_deviation` is the standard deviation of that by windows, the same for both. The last line is JSON.
 
 All that is made stays in runs/compress/KEY, where KEY stands for the settings; what is there is not made again.
 """
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 POMONA = [sys.executable, "-m", "pomona.cli.main"]
 SHAPE = {"vocab-size": 4096, "model-dim": 256, "num-layers": 4, "num-heads": 4, "num-kv-heads": 2, "head-dim": 64}
 SHAPE["ffn-dim"] = 1024  # with 256 and 1024, every row is a multiple of the 256 that K-quants need
-BATCH, SEQUENCE, WINDOWS = 16, 256, 256
+BATCH, SEQUENCE, WINDOWS = 16, 256, 512
 PEERS = ("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 
 STAGES = {
@@ -66,6 +67,7 @@ def train_command(arguments):
     address = str(data / "pretrain_*" / "*.jsonl.xz") if data else "stdlib"
     words = ["train", "tiny", "--data.sources.0.name", "text", "--data.sources.0.address", address]
     words += ["--data.tokenizer.sample-bytes", "20000000", "--data.tokenizer.vocab-size", str(SHAPE["vocab-size"])]
+    words += ["--data.heldout-fraction", "0.04"]
     words += ["--stages.0.steps", str(arguments.steps), "--stages.0.batch-size", str(BATCH)]
     words += ["--stages.0.sequence-length", str(SEQUENCE), "--evaluation.every-steps", str(max(arguments.steps, 1))]
     return words + [word for name, size in SHAPE.items() for word in (f"--architecture.{name}", str(size))]
@@ -126,7 +128,7 @@ def rounded(params, dtype):
 
 
 def our_nats(folder, windows, round_to=None):
-    """The sum of -log p over all predictions by a run folder's model, computed in float32, summed in float64."""
+    """float64 [W]: each window's sum of -log p by a run folder's model, whose logits are computed in float32."""
     import jax
     import jax.numpy as jnp
 
@@ -144,7 +146,7 @@ def our_nats(folder, windows, round_to=None):
         hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
         return hidden_BTD @ params.embedding.T
 
-    total, rows = 0.0, 8
+    sums, rows = [], 8
     for first in range(0, len(windows.ids), rows):
         ids = np.zeros((rows, windows.ids.shape[1]), np.int32)
         lengths = np.zeros(rows, np.int32)
@@ -158,8 +160,8 @@ def our_nats(folder, windows, round_to=None):
         top = scores.max(axis=-1)
         normalisers = top + np.log(np.exp(scores - top[..., None]).sum(axis=-1))
         found = np.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-        total += float((normalisers - found)[real].sum())
-    return total
+        sums.append(np.where(real, normalisers - found, 0.0).sum(axis=1)[: len(part)])
+    return np.concatenate(sums)
 
 
 def our_bits(folder):
@@ -211,7 +213,7 @@ def row(work, name, windows, arguments):
     seconds = 0.0
     if name in PEERS or name == "F16":
         answer = peer(arguments, "nats", peer_file(work, name, arguments), work / "windows.npz")
-        nats = sum(answer["nats"])
+        nats = np.array(answer["nats"])
         bits = {"bits_per_weight": answer["linear_bits"], "bits_per_parameter": answer["all_bits"]}
         bits |= {"embedding_bits": answer["embedding_bits"], "types": answer["types"]}
     elif name == "bf16":
@@ -221,8 +223,12 @@ def row(work, name, windows, arguments):
     else:
         seconds = make(work, name, arguments)
         nats, bits = our_nats(work / name, windows), our_bits(work / name)
-    found = {"name": name, **bits, "bits_per_byte": nats / math.log(2) / windows.num_bytes}
-    found |= {"nats_per_token": nats / int((windows.lengths - 1).sum()), "seconds": round(seconds, 1)}
+    np.save(work / f"{name}.nats.npy", nats)
+    found = {"name": name, **bits, "bits_per_byte": nats.sum() / math.log(2) / windows.num_bytes}
+    if name != "bf16" and (work / "bf16.nats.npy").exists():
+        over = (nats - np.load(work / "bf16.nats.npy")) / math.log(2) / windows.num_bytes
+        found |= {"over_bf16": over.sum(), "over_bf16_deviation": over.std(ddof=1) * len(over) ** 0.5}
+    found |= {"nats_per_token": nats.sum() / int((windows.lengths - 1).sum()), "seconds": round(seconds, 1)}
     cached.write_text(json.dumps(found))
     print(json.dumps(found), file=sys.stderr, flush=True)
     return found
@@ -230,7 +236,7 @@ def row(work, name, windows, arguments):
 
 def check_export(work, windows, arguments):
     """|our loss - llama.cpp's| in nats a token, both with float16 matrices."""
-    ours = our_nats(work / "base", windows, round_to="float16") / int((windows.lengths - 1).sum())
+    ours = our_nats(work / "base", windows, round_to="float16").sum() / int((windows.lengths - 1).sum())
     theirs = row(work, "F16", windows, arguments)["nats_per_token"]
     difference = abs(ours - theirs)
     if difference > 1e-3:
@@ -240,13 +246,12 @@ def check_export(work, windows, arguments):
 
 def summary(rows):
     """The targets' ratios, where their rows are there."""
-    loss = {each["name"]: each["bits_per_byte"] for each in rows}
-    over = {name: value - loss["bf16"] for name, value in loss.items()} if "bf16" in loss else {}
+    over = {each["name"]: each["over_bf16"] for each in rows if "over_bf16" in each}
     out = {}
     if {"3.7+recover", "Q4_0"} <= set(over):
         out["loss_of_3.7_recovered_over_that_of_Q4_0"] = over["3.7+recover"] / over["Q4_0"]
     if {"3.5+recover", "Q3_K_M"} <= set(over):
-        out["3.5_recovered_less_Q3_K_M"] = loss["3.5+recover"] - loss["Q3_K_M"]
+        out["3.5_recovered_less_Q3_K_M"] = over["3.5+recover"] - over["Q3_K_M"]
     return out
 
 
@@ -255,7 +260,7 @@ def main():
     default = ROOT.parent / "shared" / "data"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=default, help="a folder with pretrain_*/*.jsonl.xz")
-    parser.add_argument("--steps", type=int, default=1000, help="of the base model's training")
+    parser.add_argument("--steps", type=int, default=1500, help="of the base model's training")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, help="a part of the table")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "compress")
     parser.add_argument("--llama", default=str(ROOT / ".venv" / "llama" / "bin" / "python"))
@@ -274,6 +279,7 @@ def main():
     make(work, "base", arguments)
     windows = windows_of(read_config(RunFolder(work / "base"), Run), WINDOWS)
     np.savez(work / "windows.npz", ids=windows.ids, lengths=windows.lengths)
+    row(work, "bf16", windows, arguments)  # what all others are compared with
     difference = check_export(work, windows, arguments) if set(arguments.only) & set(PEERS) else None
     rows = [row(work, name, windows, arguments) for name in arguments.only]
     answer = {

@@ -27,8 +27,8 @@ def load(path, context):
         n_ctx=context,
         n_batch=context,
         n_ubatch=context,
-        n_threads=os.cpu_count(),
-        n_threads_batch=os.cpu_count(),
+        n_threads=1,  # two wait for each other by spinning, which takes minutes where others work beside them
+        n_threads_batch=1,
         logits_all=True,
         flash_attn=False,
         type_k=llama_cpp.GGML_TYPE_F32,

@@ -1,4 +1,4 @@
-"""Writes what llama.cpp answers for the reference models: the values that tests/export/test_gguf_reference.py compares.
+"""Writes what llama.cpp answers for the reference models: the values that test_gguf_reference.py compares with.
 
     make .venv/dev .venv/llama && PYTHONPATH=tests/export .venv/bin/python tests/export/make_llama_reference.py
 

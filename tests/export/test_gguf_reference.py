@@ -1,4 +1,4 @@
-"""An exported file is the same model in llama.cpp, by stored answers about the very bytes we write."""
+"""An exported file is the same model in llama.cpp, by stored answers about the very bytes that we write."""
 
 import json
 import sys
