@@ -40,7 +40,10 @@ def run(arguments: list[str]) -> None:
     settings = Settings(options.bits, options.grid, options.weights, options.samples)
     about = palettize_run(options.source, target, settings, options.step, print)
     print(table(about))
-    print(f"written to {target}\nnext: pomona generate {target}")
+    if "bits_per_byte" in about:
+        before, after = about["bits_per_byte_before"], about["bits_per_byte"]
+        print(f"\nbits per byte on held-out text: {after:.4f} (before palettizing: {before:.4f})")
+    print(f"written to {target}\nnext: pomona recover {target}, or pomona generate {target}")
 
 
 def table(about: dict[str, Any]) -> str:

@@ -33,17 +33,23 @@ from pomona.checkpoint.palettes import (
 )
 from pomona.compress.allocate import HIGH, LOW, Choice, allocate, average, check_average, cost
 from pomona.compress.importance import Weights, activation, fisher
+from pomona.compress.judge import judge
 from pomona.compress.palettes import Grid, check_shape, palettize
 from pomona.core.config import to_json
 from pomona.core.errors import UserError
 from pomona.core.files import disk_errors, read_json, write_bytes, write_json
+from pomona.core.provenance import provenance
 from pomona.core.run_folder import RunFolder, claim, read_config, record_event
 from pomona.data.prepare import open_batches, prepare
 from pomona.data.tokenizer import MODEL_FILE
+from pomona.metrics.records import read_records
 from pomona.model.config import Architecture, resolve
 from pomona.model.decoder import Decoder, parameter_specs
-from pomona.train.config import Run
+from pomona.parallel.config import MeshConfig
+from pomona.parallel.mesh import build_mesh
+from pomona.train.config import Run, decide
 from pomona.train.load import Model, load_model
+from pomona.train.objective_config import NextToken
 from pomona.train.origin import origin_of
 
 SAMPLE_SEED = 500_009  # beside the stages' seeds, so that the samples are not the first batches of training
@@ -67,7 +73,8 @@ def palettize_run(
     """Palettizes a run's checkpoint into another run folder, or goes on where an earlier start was stopped.
 
     Returns:
-        What palettes.json says.
+        What palettes.json says; and `bits_per_byte_before`, `bits_per_byte` on held-out text, where text is read at
+        all: `weights` "none" needs none.
 
     Raises:
         UserError: an average that no mix reaches, a tensor that does not divide or is not finite, no checkpoint, a
@@ -79,18 +86,21 @@ def palettize_run(
     folder = RunFolder(target)
     claim(folder, dataclasses.replace(run, origin=origin))
     _claim_settings(folder, settings)
-    if (folder.palettes / NAME).exists():
+    if any(event["event"] == "palettized" for event in read_records(folder.events)):
         report(f"{target} is finished already; nothing was changed")
-        return read_about(folder.palettes)
+        return read_about(folder.palettes) | _losses(folder)
+    record_event(folder, "start", **provenance())
     if not (folder.tokenizer / MODEL_FILE).exists():
         write_bytes(folder.tokenizer / MODEL_FILE, (RunFolder(source).tokenizer / MODEL_FILE).read_bytes())
-    tensors = _write_tensors(source, origin.step, folder, settings, report)
-    about = {"settings": to_json(settings), **averages(tensors)}
-    finish(folder.palettes, tensors, about)
+    if not (folder.palettes / NAME).exists():
+        tensors = _write_tensors(source, origin.step, folder, settings, report)
+        finish(folder.palettes, tensors, {"settings": to_json(settings), **averages(tensors)})
     with disk_errors(folder.palettes):
         shutil.rmtree(_importance_folder(folder), ignore_errors=True)
-    record_event(folder, "palettized", **about)
-    return read_about(folder.palettes)
+    about = read_about(folder.palettes)
+    told = {name: about[name] for name in ("settings", "bits_per_weight", "bits_per_parameter", "predicted_loss")}
+    record_event(folder, "palettized", **told, **_judged(source, target, origin.step, settings, report))
+    return about | _losses(folder)
 
 
 def averages(tensors: list[Written]) -> dict[str, float]:
@@ -105,6 +115,30 @@ def averages(tensors: list[Written]) -> dict[str, float]:
         "bits_per_parameter": over(tensors),
         "predicted_loss": 0.5 * sum(tensor.error for tensor in linear),
     }
+
+
+def _judged(
+    source: Path, target: Path, step: int, settings: Settings, report: Callable[[str], None]
+) -> dict[str, float]:
+    """What palettizing costs on held-out text, on one device."""
+    if settings.weights == "none":
+        return {}
+    found: dict[str, float] = {}
+    for name, model in (
+        ("bits_per_byte_before", load_model(source, step)),
+        ("bits_per_byte", load_model(target)),
+    ):
+        stage = dataclasses.replace(model.stage, mesh=None)
+        run = dataclasses.replace(model.run, stages=(stage,), mesh=MeshConfig(), objective=NextToken())
+        run = decide(run, jax.default_backend(), 1)
+        mesh = build_mesh(run.mesh, jax.devices()[:1])
+        found[name] = judge(run, model.params, mesh, prepare(run.data, report))["bits_per_byte"]
+    return found
+
+
+def _losses(folder: RunFolder) -> dict[str, float]:
+    event = [each for each in read_records(folder.events) if each["event"] == "palettized"][-1]
+    return {name: event[name] for name in ("bits_per_byte_before", "bits_per_byte") if name in event}
 
 
 def _check(source: Path, architecture: Architecture, settings: Settings) -> None:

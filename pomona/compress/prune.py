@@ -23,6 +23,7 @@ from pomona.compress.parent import dense_parent, stage_like_first
 from pomona.core.config import differences, to_json
 from pomona.core.errors import UserError
 from pomona.core.files import disk_errors, write_json
+from pomona.core.provenance import provenance
 from pomona.core.run_folder import RunFolder, read_config, record_event
 from pomona.data.prepare import Prepared, prepare
 from pomona.data.tokenizer import MODEL_FILE, load_tokenizer
@@ -200,6 +201,7 @@ def _write(
     store.close()
     if leads:
         append_record(folder.metrics, {"step": step, "stage": "pruned", **after})
+        record_event(folder, "start", **provenance())
         record_event(folder, "pruned", **event)
         write_json(folder.config, to_json(pruned))
 

@@ -17,6 +17,7 @@ from pomona.core.errors import UserError
 from pomona.core.files import new_file
 from pomona.data.tokenizer import BEGIN, END, NEWLINE, Tokenizer
 from pomona.export.hf import tensors
+from pomona.model.adapter import densify
 from pomona.model.config import Architecture
 from pomona.train.load import Model
 
@@ -129,8 +130,9 @@ def gguf_tensors(model: Model, dtype: np.dtype, ffn_dim: int) -> Iterator[tuple[
     Raises:
         UserError: a weight is not finite, or too large for `dtype`.
     """
+    params = densify(model.params, model.run.architecture)
     shapes = tensor_shapes(model.run.architecture, ffn_dim)
-    for (source, array), (name, shape) in zip(tensors(model.params, np.dtype(np.float32)), shapes, strict=True):
+    for (source, array), (name, shape) in zip(tensors(params, np.dtype(np.float32)), shapes, strict=True):
         assert name.rsplit(".", 2)[-2] == _name(source), (name, source)
         missing = [(0, there - here) for here, there in zip(array.shape, shape)]
         array = np.pad(array, missing) if any(after for _, after in missing) else array

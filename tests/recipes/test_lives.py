@@ -62,11 +62,8 @@ def test_every_life_trains_recipes_that_exist_and_types_verbs(name):
             assert words[0] in RECIPES and path == turn.run
             assert configured.stages and count_parameters(configured.architecture).total
         else:
-            assert verb in VERBS or verb in UNMERGED
+            assert verb in VERBS
     assert main(["life", name, "--dry-run"]) == 0
-
-
-UNMERGED = {"prune", "distill", "palettize", "recover"}
 
 
 def test_apple_s_device_life_has_the_report_s_tokens():
