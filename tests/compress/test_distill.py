@@ -36,7 +36,7 @@ from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import at_stage, decide
 from pomona.train.load import load_model
-from pomona.train.objective_config import Distillation, check_distillation
+from pomona.train.objective_config import Distillation, check_objective
 from pomona.train.objectives import objective_of
 from pomona.train.origin import origin_of
 from pomona.train.signals import StopRequest
@@ -365,5 +365,5 @@ def test_the_loop_alone_wants_a_teacher_and_its_labels(cache, tmp_path):
 
 def test_a_whole_config_is_checked():
     with pytest.raises(UserError, match="temperature 0"):
-        check_distillation(Distillation(target="logits", temperature=0.0), 1)
-    check_distillation(Distillation(target="logits", temperature=2.0), 1)
+        check_objective(Distillation(target="logits", temperature=0.0), None, TEACHER, 1)
+    check_objective(Distillation(target="logits", temperature=2.0), None, TEACHER, 1)
