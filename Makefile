@@ -47,6 +47,9 @@ bench-palettize: .venv/coremltools  ## seconds, memory and error of palettizing 
 bench-cost-model: .venv/base .venv/libtpu  ## predicted TPU step times beside published ones
 	$(WITH_LIBTPU) .venv/bin/python bench/cost_model.py
 
+bench-ablation: .venv/dev  ## pruned, distilled, both, neither: the ordering of the report's Table 6 at small scale
+	.venv/bin/python bench/ablation.py
+
 bench-compress: .venv/dev .venv/llama  ## bits per byte at every compressed size, beside llama.cpp's quantizations
 	.venv/bin/python bench/compress.py
 
