@@ -3,8 +3,8 @@
     make fleet                     (installs libtpu, the TPU compiler; minutes a program, a few GB of memory)
 
 Every stage of `afm_server` (8192 TPU v4 chips), of `afm_device` with the distillation target in its core stage, and of
-`afm_device_parent` (2048 TPU v5p chips), with the meshes of the recipes. Writes docs/benchmarks/fleet.json, prints a table, and last one line of JSON. Programs are kept
-in the user's cache: a second run compiles only what has changed.
+`afm_device_parent` (2048 TPU v5p chips), with the meshes of the recipes. Writes docs/benchmarks/fleet.json, prints a
+table, and last one line of JSON. Programs are kept in the user's cache: a second run compiles only what has changed.
 """
 
 import argparse
