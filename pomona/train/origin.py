@@ -1,5 +1,6 @@
 """The model that a run begins from: pinned by the fingerprint of its checkpoint, read onto any mesh."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pomona.checkpoint.manifest import NAME
 from pomona.checkpoint.store import restore, steps
 from pomona.core.errors import UserError
 from pomona.core.run_folder import Origin, RunFolder, read_config
+from pomona.model.config import Architecture
 from pomona.model.decoder import Decoder
 from pomona.model.spec import map_specs
 from pomona.parallel import rules
@@ -68,6 +70,18 @@ def check_origin(origin: Origin) -> None:
             "a run goes on with exactly the model that it was begun from.",
             f"put {origin.run} back, as seen from this folder, or start a new run with --run FOLDER.",
         )
+
+
+def check_same_shape(origin: Origin, architecture: Architecture) -> None:
+    """Raises `UserError` where a run has another shape than the model that it begins from."""
+    theirs = dataclasses.asdict(read_config(RunFolder(Path(origin.run)), Run).architecture)
+    for name, ours in dataclasses.asdict(architecture).items():
+        if isinstance(ours, int) and theirs[name] != ours:
+            raise UserError(
+                f"architecture.{name} is {ours}, and that of {origin.run} is {theirs[name]}.",
+                "a run has the shape of the model that it begins from.",
+                f"--architecture.{name.replace('_', '-')} {theirs[name]}",
+            )
 
 
 def begin_at(origin: Origin, specs: Any) -> Callable[[Mesh], Any]:

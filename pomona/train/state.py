@@ -11,6 +11,7 @@ from pomona.optim import build as optim
 from pomona.parallel import rules
 from pomona.train.config import Run
 from pomona.train.objectives import objective_of
+from pomona.train.origin import check_origin, check_same_shape
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +36,9 @@ def create_state(run: Run) -> TrainState:
 
 def first_state(run: Run, mesh: Mesh) -> TrainState:
     """The state before the first step on a mesh: drawn, or begun at the run's origin."""
+    if run.origin is not None:
+        check_origin(run.origin)
+        check_same_shape(run.origin, run.architecture)
     objective, shardings = objective_of(run), state_shardings(run, mesh)
     with jax.set_mesh(mesh):
         if objective.begin is None:

@@ -73,4 +73,5 @@ def test_another_model_in_its_place_is_refused_before_anything_is_trained(cache,
 def test_the_origin_of_another_shape_is_refused(cache, origin, tmp_path):
     hook = from_origin(origin) + changed("architecture=dataclasses.replace(old(cache).architecture, ffn_dim=64)")
     refused = start(tmp_path / "run", cache, hook=hook)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "architecture.ffn_dim is 64" in refused.stderr, refused.stderr
+    assert "--architecture.ffn-dim 128" in refused.stderr
