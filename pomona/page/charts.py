@@ -114,8 +114,9 @@ def curves(title: str, rows: Sequence[Line], x_name: str) -> str:
     points = [point for row in rows for point in row.points]
     if not points:
         return ""
-    left, right, height = 44, 12, 170
     x_ticks, y_ticks = _round_ticks([0.0, *(x for x, _ in points)]), _round_ticks([y for _, y in points])
+    longest = max(len(f"{tick:,.10g}") for tick in y_ticks)
+    left, right, height = max(44, 16 + 7 * longest), 12, 170
 
     def place(value: float, ticks: Sequence[float], start: float, end: float) -> float:
         return start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start)

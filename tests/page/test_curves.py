@@ -13,7 +13,8 @@ def drawn(points):
     ticks = re.findall(r'<text class="tick" x="([\d.-]+)" y="([\d.-]+)" text-anchor="(\w+)">([^<]*)</text>', svg)
     spots = [tuple(map(float, pair.split(","))) for pair in polyline.split()]
     x_ticks = [(float(x), float(text.replace(",", ""))) for x, y, anchor, text in ticks if y == "188.0"]
-    y_ticks = [(float(y) - 4, float(text.replace(",", ""))) for x, y, anchor, text in ticks if x == "36.0"]
+    beside = [(y, text) for x, y, anchor, text in ticks if anchor == "end" and y != "188.0"]
+    y_ticks = [(float(y) - 4, float(text.replace(",", ""))) for y, text in beside]
     return spots, x_ticks, y_ticks
 
 

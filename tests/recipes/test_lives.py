@@ -38,7 +38,7 @@ def steps(words):
 def test_the_commands_of_the_demo_s_life():
     parent, pruned, distilled, palettized, recovered, *rest = commands("tiny")
     assert parent.startswith("pomona train tiny --run lives/x/parent --architecture.ffn-dim 1024 ")
-    assert pruned.startswith("pomona prune lives/x/parent --ffn 512 --run lives/x/pruned ")
+    assert pruned.startswith("pomona prune lives/x/parent --ffn 256 --run lives/x/pruned ")
     assert distilled.startswith("pomona distill lives/x/pruned --teacher lives/x/parent --run lives/x/distilled ")
     assert palettized == "pomona palettize lives/x/distilled --bits 3.7 --run lives/x/palettized"
     assert recovered.startswith("pomona recover lives/x/palettized --rank 16 --run lives/x/recovered ")
@@ -91,9 +91,9 @@ def test_the_demo_s_budget_is_the_one_its_header_says_and_leaves_time_to_speak()
         for w in (tiny.PARENT_FFN, tiny.DEVICE_FFN)
     ]
     assert (
-        [round(each / 1e6, 1) for each in widths] == [5.0, 3.4]
+        [round(each / 1e6, 1) for each in widths] == [5.0, 2.6]
         and "5 M" in tiny.LIFE.what
-        and "3.4 M" in tiny.LIFE.what
+        and "2.6 M" in tiny.LIFE.what
     )
 
 
