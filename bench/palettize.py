@@ -29,10 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pomona.checkpoint.palettes import PROJECTIONS, matrix_shape, write_palette
+from pomona.checkpoint.palettes import PROJECTIONS, write_palette
 from pomona.compress.palettes import palettize
 from pomona.model.decoder import parameter_specs
 from pomona.model.presets import AFM_DEVICE
+from pomona.model.projection import matrix_shape
 
 BITS, GROUP = 4, 16
 

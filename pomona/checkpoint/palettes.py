@@ -31,8 +31,9 @@ from pomona.core.errors import UserError
 from pomona.core.files import read_json, write_bytes, write_json
 from pomona.model.config import Architecture
 from pomona.model.decoder import Attention, Decoder, FeedForward, Layer, parameter_specs
+from pomona.model.projection import matrix_shape
 from pomona.model.spec import Spec
-from pomona.ops.palette import BALANCED, GROUP, Palettized, matrix, pack_nibbles
+from pomona.ops.palette import BALANCED, GROUP, Palettized, pack_nibbles
 
 FORMAT = 1
 NAME = "palettes.json"
@@ -82,13 +83,6 @@ class Written:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-
-def matrix_shape(spec: Spec) -> tuple[int, int]:
-    """(inputs, outputs) of a projection in one layer, whose heads and their dimension are one."""
-    axes, shape = spec.axes[1:], spec.shape[1:]
-    inputs = 2 if axes[0] == "heads" else 1
-    return math.prod(shape[:inputs]), math.prod(shape[inputs:])
 
 
 def projection_names(architecture: Architecture) -> Iterator[tuple[str, int, str]]:
@@ -186,18 +180,6 @@ def read_palettes(folder: Path, architecture: Architecture) -> Decoder:
         ),
         final_norm=_fitting(rest, "final_norm", specs.final_norm.shape),
     )
-
-
-def dense(params: Decoder, architecture: Architecture) -> Decoder:
-    """The decoder with every `Palettized` leaf as the float32 weights that it stands for."""
-
-    def widen(spec: Spec, leaf: Any) -> Any:
-        if not isinstance(leaf, Palettized):
-            return leaf
-        return jax.lax.map(lambda one: matrix(one, jnp.float32), leaf).reshape(spec.shape)
-
-    is_spec = lambda leaf: isinstance(leaf, Spec)
-    return jax.tree.map(widen, parameter_specs(architecture), params, is_leaf=is_spec)
 
 
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:

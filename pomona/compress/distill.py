@@ -23,7 +23,7 @@ from pomona.train.config import Run, at_stage, check_run, check_stage_mesh, deci
 from pomona.train.loop import train
 from pomona.train.objective_config import Distillation, check_teacher
 from pomona.train.objectives import objective_of
-from pomona.train.origin import check_origin, origin_of
+from pomona.train.origin import check_dense, check_origin, origin_of
 from pomona.train.signals import stop_requests
 from pomona.train.teacher import Teacher, open_teacher
 from pomona.train.watchdog import Watchdog
@@ -47,6 +47,7 @@ def student_run(student: Path | Run, teacher: Path) -> Run:
                 "--teacher with the folder of the parent.",
             )
         run, origin = read_config(RunFolder(student), Run), origin_of(student)
+        check_dense(student)
     else:
         run = student
     kept = run.objective if isinstance(run.objective, Distillation) else Distillation()

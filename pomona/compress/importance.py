@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomona.checkpoint.palettes import PROJECTIONS, matrix_shape
+from pomona.checkpoint.palettes import PROJECTIONS
 from pomona.data.loader import Batches
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, Layer, embed, layer, parameter_specs
 from pomona.model.objective import TokenBatch, next_token_loss
+from pomona.model.projection import matrix_shape
 from pomona.ops.attention import attention
 from pomona.ops.norm import rms_norm
 from pomona.ops.rope import rotation

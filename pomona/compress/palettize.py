@@ -24,7 +24,6 @@ from pomona.checkpoint.palettes import (
     REST,
     Written,
     finish,
-    matrix_shape,
     projection_names,
     read_about,
     write_palette,
@@ -45,6 +44,7 @@ from pomona.data.tokenizer import MODEL_FILE
 from pomona.metrics.records import read_records
 from pomona.model.config import Architecture, resolve
 from pomona.model.decoder import Decoder, parameter_specs
+from pomona.model.projection import matrix_shape
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, decide

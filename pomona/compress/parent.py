@@ -9,7 +9,7 @@ from pomona.model.decoder import parameter_specs
 from pomona.optim.config import Schedule
 from pomona.train.config import Run, Stage, stage_after
 from pomona.train.objectives import objective_of
-from pomona.train.origin import origin_of
+from pomona.train.origin import check_dense, origin_of
 
 
 def dense_parent(path: Path, step: int | None) -> tuple[Run, Origin]:
@@ -19,6 +19,7 @@ def dense_parent(path: Path, step: int | None) -> tuple[Run, Origin]:
         UserError: the folder is no run folder, has no such checkpoint, or its model is not dense.
     """
     parent = read_config(RunFolder(path), Run)
+    check_dense(path)
     if objective_of(parent).trained != parameter_specs(parent.architecture):
         raise UserError(
             f"{path} trains {parent.objective.kind!r}, which is not the plain weights of a decoder.",

@@ -169,9 +169,3 @@ def activation_bytes(a: Architecture, kept: Remat, model_shards: int = 1) -> flo
     spread = a.head_dim * (a.num_heads * kept.heads_bytes + a.num_kv_heads * kept.kv_heads_bytes)
     spread += a.ffn_dim * kept.ffn_bytes
     return a.model_dim * kept.model_bytes + spread / model_shards
-
-
-def training_bytes(a: Architecture, moments: int = 2) -> dict[str, int]:
-    """Bytes of the training state by part, float32: parameters, gradients and optimizer moments."""
-    size = 4 * count_parameters(a).total
-    return {"parameters": size, "gradients": size, "moments": moments * size}

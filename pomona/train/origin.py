@@ -72,6 +72,17 @@ def check_origin(origin: Origin) -> None:
         )
 
 
+def check_dense(path: Path) -> None:
+    """Raises `UserError` where a run folder holds palettes, which nothing but an adapter can be trained on."""
+    if is_palettized(path):
+        source = read_config(RunFolder(path), Run).origin
+        raise UserError(
+            f"{path} is palettized.",
+            "weights that are trained or pruned are those of a dense model; on palettes, an adapter is trained.",
+            f"{source.run if source else 'the run that it was made from'}, or pomona recover {path}",
+        )
+
+
 def check_same_shape(origin: Origin, architecture: Architecture) -> None:
     """Raises `UserError` where a run has another shape than the model that it begins from."""
     theirs = dataclasses.asdict(read_config(RunFolder(Path(origin.run)), Run).architecture)
@@ -93,6 +104,7 @@ def begin_at(origin: Origin, specs: Any) -> Callable[[Mesh], Any]:
 
     def begin(mesh: Mesh) -> Any:
         check_origin(origin)
+        check_dense(Path(origin.run))
         shapes = map_specs(
             lambda spec: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=rules.sharding(mesh, spec.axes)), specs
         )

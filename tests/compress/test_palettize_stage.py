@@ -11,8 +11,9 @@ import pytest
 from small_run import small_run, write_text
 
 from pomona.checkpoint.config import CheckpointConfig
-from pomona.checkpoint.palettes import dense, read_palettes
+from pomona.checkpoint.palettes import read_palettes
 from pomona.checkpoint.store import Store
+from pomona.cli.main import main
 from pomona.compress import palettize as stage
 from pomona.compress.palettize import Settings, palettize_run
 from pomona.core.config import to_json
@@ -21,6 +22,7 @@ from pomona.core.files import read_json, write_json
 from pomona.core.run_folder import RunFolder
 from pomona.data.prepare import prepare
 from pomona.data.tokenizer import MODEL_FILE
+from pomona.model.adapter import densify
 from pomona.model.config import Architecture
 from pomona.model.decoder import parameter_specs
 from pomona.model.spec import initialize
@@ -69,12 +71,23 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in (folder / "palettes").iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["prune", "IT", "--ffn", "32"], ["qat", "IT"], ["distill", "IT", "--teacher", "DENSE"]],
+    ids=lambda w: w[0],
+)
+def test_palettes_are_not_trained_or_pruned(source, whole, capsys, words):
+    names = {"IT": str(whole[0]), "DENSE": str(source)}
+    assert main([names.get(word, word) for word in words]) == 2
+    assert f"{whole[0]} is palettized." in (said := capsys.readouterr().err) and f"try:  {source}" in said
+
+
 def test_what_is_read_back_is_as_near_to_the_weights_as_was_said(source, whole):
     target, about = whole
     before, model = load_model(source), load_model(target)
     assert model.step == before.step == 14 and model.run.origin.run == str(source)
     assert isinstance(model.params.layers.ffn.gate, Palettized)
-    after = dense(model.params, model.run.architecture)
+    after = densify(model.params, model.run.architecture)
     for tensor in about["tensors"]:
         if tensor["name"] == "rest":
             continue

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from compress_runs import ALL_AXES, grid, start
 
+from pomona.compress.palettes import palettize
 from pomona.compress.qat import grid_run
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder
 from pomona.metrics.records import read_records
+from pomona.ops.palette import BALANCED
 from pomona.train.config import check_run
 from pomona.train.load import load_model
 from pomona.train.objective_config import BalancedGrid
@@ -81,11 +83,8 @@ def test_scales_are_learned_beside_the_weights(trained, parent):
 
 
 def test_palettized_at_two_bits_nothing_changes(trained):
-    palettes = pytest.importorskip("pomona.compress.palettes", reason="the palettizer is not there yet")
-    from pomona.ops.palette import BALANCED
-
     for name, weight_OI in rows(load_model(trained)):
-        palette = palettes.palettize(name, np.ascontiguousarray(weight_OI.T), None, 2, "balanced")
+        palette = palettize(name, np.ascontiguousarray(weight_OI.T), None, 2, "balanced")
         values = np.array(BALANCED, np.float32)[palette.indices] * palette.scales.astype(np.float32)[:, None]
         np.testing.assert_array_equal(values, weight_OI)
 
