@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pomona.checkpoint.palettes import PROJECTIONS, write_palette
+from pomona.checkpoint.palettes import write_palette
 from pomona.compress.palettes import palettize
-from pomona.model.decoder import parameter_specs
+from pomona.model.decoder import PROJECTIONS, parameter_specs
 from pomona.model.presets import AFM_DEVICE
 from pomona.model.projection import matrix_shape
 

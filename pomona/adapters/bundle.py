@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from pomona.core.errors import UserError
 from pomona.core.files import new_folder, read_json, write_json
-from pomona.model.adapter import PROJECTIONS, Adapter, Factors, adapter_specs
+from pomona.model.adapter import PLACES, Adapter, Factors, adapter_specs
 from pomona.model.config import Architecture
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def write_bundle(target: Path, bundle: Bundle, dtype: str = "float32") -> None:
             "name": bundle.name,
             "rank": bundle.rank,
             "alpha": bundle.alpha,
-            "projections": list(PROJECTIONS),
+            "projections": list(PLACES),
             "base": bundle.base,
             "metric": bundle.metric,
             "dtype": dtype,
@@ -117,7 +117,7 @@ def read_about(path: Path) -> dict[str, Any]:
     about = read_json(path / ABOUT)
     kinds = {"name": str, "rank": int, "alpha": float, "base": str, "metric": dict, "sha256": str}
     wrong = [name for name, kind in kinds.items() if not isinstance(about.get(name), kind)]
-    if about.get("format") != FORMAT or about.get("projections") != list(PROJECTIONS) or wrong:
+    if about.get("format") != FORMAT or about.get("projections") != list(PLACES) or wrong:
         raise UserError(
             f"{path / ABOUT} is not of this format"
             + (f": {wrong[0]} is {about.get(wrong[0])!r}." if wrong else f": format {about.get('format')!r}."),
@@ -148,13 +148,13 @@ def _weights(path: Path, about: dict[str, Any], architecture: Architecture) -> A
                 f"this base with rank {about['rank']} needs {spec.shape}.",
                 "an adapter that was exported from a run on this base.",
             )
-    pairs = {name: Factors(found[f"{name}.a"], found[f"{name}.b"]) for name in PROJECTIONS}
+    pairs = {name: Factors(found[f"{name}.a"], found[f"{name}.b"]) for name in PLACES}
     return Adapter(**pairs)
 
 
 def _named(adapter: Adapter) -> dict[str, Any]:
     """Every leaf by its name in the file."""
-    pairs = {name: getattr(adapter, name) for name in PROJECTIONS}
+    pairs = {name: getattr(adapter, name) for name in PLACES}
     return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in ("a", "b")}
 
 

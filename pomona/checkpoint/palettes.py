@@ -30,7 +30,7 @@ from safetensors.numpy import save
 from pomona.core.errors import UserError
 from pomona.core.files import read_json, write_bytes, write_json
 from pomona.model.config import Architecture
-from pomona.model.decoder import Attention, Decoder, FeedForward, Layer, parameter_specs
+from pomona.model.decoder import PROJECTIONS, Attention, Decoder, FeedForward, Layer, parameter_specs
 from pomona.model.projection import matrix_shape
 from pomona.model.spec import Spec
 from pomona.ops.palette import BALANCED, GROUP, Palettized, pack_nibbles
@@ -39,15 +39,6 @@ FORMAT = 1
 NAME = "palettes.json"
 REST = "rest"
 NORMS = ("attention_norm", "ffn_norm", "attention.query_norm", "attention.key_norm")
-PROJECTIONS = (
-    "attention.query",
-    "attention.key",
-    "attention.value",
-    "attention.output",
-    "ffn.gate",
-    "ffn.up",
-    "ffn.down",
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,8 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     description = DESCRIPTION.format(name=name, what=(recipe(name).__doc__ or "").strip())
     configured = configure(name, rest, "train", description, also=("--run", "--from"))
     if begin is not None:
-        from pomona.train.origin import origin_of
+        from pomona.train.origin import check_dense, origin_of
 
+        check_dense(Path(begin))
         configured = dataclasses.replace(configured, origin=origin_of(Path(begin)))
     return configured, Path(folder or f"runs/{name}")

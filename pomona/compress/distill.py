@@ -12,8 +12,9 @@ from pathlib import Path
 import jax
 
 from pomona.compress.labels import Builder, Wanted, build_labels
+from pomona.compress.parent import dense_parent
 from pomona.core.errors import UserError
-from pomona.core.run_folder import Origin, RunFolder, claim, read_config, record_event
+from pomona.core.run_folder import Origin, RunFolder, claim, record_event
 from pomona.data.labels import label_folder
 from pomona.data.prepare import Prepared, one_at_a_time, prepare, source_weights, token_files
 from pomona.data.tokenizer import load_tokenizer
@@ -23,7 +24,7 @@ from pomona.train.config import Run, at_stage, check_run, check_stage_mesh, deci
 from pomona.train.loop import train
 from pomona.train.objective_config import Distillation, check_teacher
 from pomona.train.objectives import objective_of
-from pomona.train.origin import check_dense, check_origin, origin_of
+from pomona.train.origin import check_origin, origin_of
 from pomona.train.signals import stop_requests
 from pomona.train.teacher import Teacher, open_teacher
 from pomona.train.watchdog import Watchdog
@@ -46,8 +47,7 @@ def student_run(student: Path | Run, teacher: Path) -> Run:
                 "a student learns from another run.",
                 "--teacher with the folder of the parent.",
             )
-        run, origin = read_config(RunFolder(student), Run), origin_of(student)
-        check_dense(student)
+        run, origin = dense_parent(student, None)
     else:
         run = student
     kept = run.objective if isinstance(run.objective, Distillation) else Distillation()

@@ -4,120 +4,218 @@
   summed and divided by the tokens; the prediction is in nats a token (Kim et al. 2023, SqueezeLLM, section 4).
 * `activation`: the mean square of the weight's input, over the mean square of an output of its matrix; half the sum is
   the relative error of the matrix's outputs, whatever the layers after it make of it.
-* `none`: 1.
 
-One sequence is in memory at a time. `fisher` keeps two float32 trees like the layers beside the weights: the sums, and
-the gradients of one sequence.
+The sums are on disk, a file a layer, and only one layer's are in memory:
 
-Shapes: L layers, I inputs, O outputs, B batch (1), T tokens, D model.
+    importance/layers.03.npz    by projection a sum, float32 [I, O] or [I, 1], and what it is divided by in the end;
+                                and `sequences`, how many are in it
+    importance/inputs.03.npy    what went into the layer, for the sequences at hand
+
+So many sequences go through a layer at once that reading and writing the sums costs little beside computing them:
+forward layer by layer and, for `fisher`, back again. A start after a kill goes on after the last whole file, and ends
+with the same sums.
+
+Shapes: I inputs, O outputs, B batch (1), T tokens, D model.
 """
 
-from functools import partial
+import dataclasses
+from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomona.checkpoint.palettes import PROJECTIONS
+from pomona.core.files import disk_errors, whole_file
 from pomona.data.loader import Batches
 from pomona.model.config import Architecture, Execution
-from pomona.model.decoder import Decoder, Layer, embed, layer, parameter_specs
-from pomona.model.objective import TokenBatch, next_token_loss
+from pomona.model.decoder import PROJECTIONS, Decoder, Inputs, Layer, embed, layer, parameter_specs
+from pomona.model.objective import TokenBatch, loss_of, self_attention
 from pomona.model.projection import matrix_shape
-from pomona.ops.attention import attention
 from pomona.ops.norm import rms_norm
 from pomona.ops.rope import rotation
 
 Weights = Literal["fisher", "activation", "none"]
 
-
-def fisher(
-    params: Decoder, batches: Batches, samples: int, architecture: Architecture, execution: Execution, rope_base: float
-) -> dict[str, Any]:
-    """h_LIO of every projection by its name, float32, from the first `samples` sequences of `batches`."""
-
-    def add(total: Layer, params: Decoder, batch: TokenBatch) -> Layer:
-        def loss(layers: Layer) -> jax.Array:
-            changed = Decoder(params.embedding, layers, params.final_norm)
-            return next_token_loss(changed, batch, architecture, execution, rope_base).total
-
-        return jax.tree.map(lambda old, g: old + g * g, total, jax.grad(loss)(params.layers))
-
-    add_jit = jax.jit(add, donate_argnums=0)
-    total: Layer = jax.tree.map(jnp.zeros_like, params.layers)
-    tokens = 0
-    for step in range(samples):
-        batch = _sample(batches, step)
-        total, tokens = add_jit(total, params, batch), tokens + int((np.asarray(batch.segments) > 0).sum())
-    specs = parameter_specs(architecture).layers
-    found = {}
-    for name in PROJECTIONS:
-        shape = matrix_shape(attrgetter(name)(specs))
-        found[name] = attrgetter(name)(total).reshape(-1, *shape) / max(tokens, 1)
-    return found
+TOKENS_AT_ONCE = 32_768
+"""With so many, a layer's inputs take a quarter of what its sums take at the size of AFM-on-device, and so on disk."""
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""By projection: the sum, [I, O] or [I, 1], and what it is divided by."""
 
 
-def activation(
-    params: Decoder, batches: Batches, samples: int, architecture: Architecture, execution: Execution, rope_base: float
-) -> dict[str, Any]:
-    """h [L, I, 1] of every projection by its name, float32, from the first `samples` sequences of `batches`."""
-    squares = jax.jit(partial(_squares, architecture=architecture, execution=execution, rope_base=rope_base))
-    total: Any = None
-    for step in range(samples):
-        more = squares(params, _sample(batches, step))
-        total = more if total is None else jax.tree.map(jnp.add, total, more)
-    found = {}
-    for name, (inputs_LI, output_L) in total.items():
-        found[name] = (inputs_LI / jnp.maximum(output_L, 1e-30)[:, None])[:, :, None]
-    return found
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A model and the sequences that it is measured on: the first `samples` of `batches`."""
+
+    params: Decoder
+    architecture: Architecture
+    execution: Execution
+    rope_base: float
+    batches: Batches
+    samples: int
+
+    def sequence(self, index: int) -> TokenBatch:
+        """One sequence; its fields are [1, T]."""
+        batch = self.batches.batch(index)
+        return TokenBatch(*map(jnp.asarray, (batch.tokens, batch.targets, batch.segments, batch.positions)))
+
+    def layer(self, index: int) -> Layer:
+        """The weights of one layer."""
+        return jax.tree.map(lambda leaf: leaf[index], self.params.layers)
 
 
-def _squares(
-    params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """By projection: the sums over the tokens of the squared inputs, [L, I], and of the mean squared output, [L]."""
-    real_BT1 = (batch.segments > 0)[..., None]
+def measure(weights: Weights, measured: Measured, place: Path, report: Callable[[str], None]) -> None:
+    """Writes the importance of all projections into a folder, or goes on where an earlier start was stopped.
 
-    def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        assert execution.attention != "auto", "resolve() the execution first"
-        out_BTNH = attention(
-            *(q_BTNH, k_BTKH, v_BTKH, batch.segments, batch.segments),
-            q_offset=0,
-            implementation=execution.attention,
-            block_tokens=execution.attention_block_tokens,
-        )
-        return out_BTNH, out_BTNH
-
-    rotary = rotation(batch.positions, architecture.head_dim, rope_base)
-    whole: dict[str, Any] = {"attend": attend, "rotary": rotary, "architecture": architecture, "execution": execution}
-
-    def one(x_BTD: jax.Array, weights: Layer) -> tuple[jax.Array, Any]:
-        after_BTD, out_BTNH = layer(x_BTD, weights, None, **whole)
-        # What `layer` multiplies, in its own order; the numbers that only it sees are computed once more.
-        flat = lambda name: attrgetter(name)(weights).reshape(matrix_shape(attrgetter(name)(specs)))
-        h_BTD = rms_norm(x_BTD, weights.attention_norm, architecture.norm_epsilon)
-        inputs = dict.fromkeys(("attention.query", "attention.key", "attention.value"), h_BTD)
-        inputs["attention.output"] = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-        middle_BTD = x_BTD + inputs["attention.output"] @ flat("attention.output").astype(x_BTD.dtype)
-        h_BTD = rms_norm(middle_BTD, weights.ffn_norm, architecture.norm_epsilon)
-        gate_BTF, up_BTF = (h_BTD @ flat(name).astype(x_BTD.dtype) for name in ("ffn.gate", "ffn.up"))
-        inputs |= {"ffn.gate": h_BTD, "ffn.up": h_BTD, "ffn.down": jax.nn.silu(gate_BTF) * up_BTF}
-        return after_BTD, {name: _sums(inputs[name], flat(name), real_BT1) for name in PROJECTIONS}
-
-    specs = parameter_specs(architecture).layers
-    x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
-    return jax.lax.scan(one, x_BTD, params.layers)[1]
+    Raises:
+        UserError: a full disk.
+    """
+    layers = range(measured.architecture.num_layers)
+    done = min(_sequences(_file(place, index)) for index in layers)
+    if done >= measured.samples:
+        return
+    report(f"measuring what each weight matters on {measured.samples} sequences ({weights})")
+    place.mkdir(parents=True, exist_ok=True)
+    at_once = max(1, TOKENS_AT_ONCE // measured.sequence(0).tokens.shape[1])
+    visit = _fisher(measured, place) if weights == "fisher" else _activation(measured, place)
+    with disk_errors(place):
+        for first in range(done, measured.samples, at_once):
+            visit(range(first, min(first + at_once, measured.samples)))
+            report(f"{min(first + at_once, measured.samples)} of {measured.samples} sequences are measured")
+        for path in place.glob("inputs.*.npy"):
+            path.unlink()
 
 
-def _sums(x_BTI: jax.Array, weight_IO: jax.Array, real_BT1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_BTI = jnp.where(real_BT1, x_BTI, 0)
+def read(place: Path, projection: str, index: int) -> np.ndarray:
+    """h of a layer's projection, float32 [I, O] or [I, 1]."""
+    with np.load(_file(place, index)) as found:
+        return found[projection] / np.maximum(found[f"{projection}.over"], np.float32(1e-30))
+
+
+def _fisher(measured: Measured, place: Path) -> Callable[[range], None]:
+    """What adds some sequences' squared gradients to the sums of every layer."""
+    architecture, execution = measured.architecture, measured.execution
+
+    def end(params: Decoder, x_BTD: jax.Array, batch: TokenBatch) -> jax.Array:
+        norm = lambda x_BTD: rms_norm(x_BTD, params.final_norm, architecture.norm_epsilon)
+        return jax.grad(lambda x_BTD: loss_of(norm(x_BTD), params.embedding, batch, execution).total)(x_BTD)
+
+    def back(
+        sums: Sums, new: Any, weights: Layer, x_BTD: jax.Array, out_BTD: jax.Array, batch: TokenBatch
+    ) -> tuple[Sums, jax.Array]:
+        _, pull = jax.vjp(lambda weights, x_BTD: _layer(measured, weights, x_BTD, batch)[0], weights, x_BTD)
+        gradient, x_BTD = pull(out_BTD)
+        tokens = jnp.sum((batch.segments > 0).astype(jnp.float32))
+        squares = lambda name, like: jnp.square(attrgetter(name)(gradient)).reshape(like.shape)
+        more = {name: (squares(name, old), tokens) for name, (old, _) in sums.items()}
+        return _plus(sums, more, new), x_BTD
+
+    forward = jax.jit(lambda weights, x_BTD, batch: _layer(measured, weights, x_BTD, batch)[0])
+    end_jit, back_jit = jax.jit(end), jax.jit(back, donate_argnums=0)
+    inputs = lambda index: place / f"inputs.{index:02}.npy"
+
+    def visit(samples: range) -> None:
+        batches, each = _begin(measured, samples)
+        for index in range(architecture.num_layers):
+            np.save(inputs(index), np.stack([np.asarray(x_BTD, np.float32) for x_BTD in each]))
+            weights = measured.layer(index)
+            each = [forward(weights, x_BTD, batch) for x_BTD, batch in zip(each, batches)]
+        each = [end_jit(measured.params, x_BTD, batch) for x_BTD, batch in zip(each, batches)]
+        for index in reversed(range(architecture.num_layers)):
+            weights, (sums, has) = measured.layer(index), _read(measured, _file(place, index), wide=True)
+            before = np.load(inputs(index), mmap_mode="r")
+            for row, batch in enumerate(batches):
+                x_BTD = jnp.asarray(before[row], each[row].dtype)
+                sums, each[row] = back_jit(sums, samples[row] >= has, weights, x_BTD, each[row], batch)
+            _write(_file(place, index), sums, samples)
+
+    return visit
+
+
+def _activation(measured: Measured, place: Path) -> Callable[[range], None]:
+    """What adds the squares of some sequences' inputs to the sums of every layer."""
+
+    def forward(sums: Sums, new: Any, weights: Layer, x_BTD: jax.Array, batch: TokenBatch) -> tuple[Sums, jax.Array]:
+        out_BTD, inputs = _layer(measured, weights, x_BTD, batch)
+        more = {name: _squares(inputs.of(name), attrgetter(name)(weights), batch) for name in sums}
+        return _plus(sums, more, new), out_BTD
+
+    forward_jit = jax.jit(forward, donate_argnums=0)
+
+    def visit(samples: range) -> None:
+        batches, each = _begin(measured, samples)
+        for index in range(measured.architecture.num_layers):
+            weights, (sums, has) = measured.layer(index), _read(measured, _file(place, index), wide=False)
+            for row, batch in enumerate(batches):
+                sums, each[row] = forward_jit(sums, samples[row] >= has, weights, each[row], batch)
+            _write(_file(place, index), sums, samples)
+
+    return visit
+
+
+def _squares(x_BTI: jax.Array, weight: jax.Array, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+    """The sums over the tokens of the squared inputs, [I, 1], and of the mean squared output."""
+    x_BTI = jnp.where((batch.segments > 0)[..., None], x_BTI, 0)
+    weight_IO = weight.reshape(x_BTI.shape[-1], -1)
     output_BTO = (x_BTI @ weight_IO.astype(x_BTI.dtype)).astype(jnp.float32)
-    x_BTI = x_BTI.astype(jnp.float32)
-    return jnp.sum(x_BTI * x_BTI, axis=(0, 1)), jnp.sum(output_BTO * output_BTO) / weight_IO.shape[1]
+    inputs_I = jnp.sum(jnp.square(x_BTI.astype(jnp.float32)), axis=(0, 1))
+    return inputs_I[:, None], jnp.sum(jnp.square(output_BTO)) / weight_IO.shape[1]
 
 
-def _sample(batches: Batches, step: int) -> TokenBatch:
-    batch = batches.batch(step)
-    return TokenBatch(*map(jnp.asarray, (batch.tokens, batch.targets, batch.segments, batch.positions)))
+def _plus(sums: Sums, more: Sums, new: Any) -> Sums:
+    """The sums with one more sequence; not where an earlier start has added it: then `new` is false."""
+    return jax.tree.map(lambda old, x: old + jnp.where(new, x, 0), sums, more)
+
+
+def _layer(measured: Measured, weights: Layer, x_BTD: jax.Array, batch: TokenBatch) -> tuple[jax.Array, Inputs]:
+    """One layer of the model, and what its projections multiply."""
+    return layer(
+        x_BTD,
+        weights,
+        None,
+        attend=self_attention(batch, measured.execution),
+        rotary=rotation(batch.positions, measured.architecture.head_dim, measured.rope_base),
+        architecture=measured.architecture,
+        execution=measured.execution,
+        observe=lambda inputs: inputs,
+    )
+
+
+def _begin(measured: Measured, samples: range) -> tuple[list[TokenBatch], list[jax.Array]]:
+    """Some sequences, and what goes into the first layer."""
+    batches = [measured.sequence(index) for index in samples]
+    begin, dtype = jax.jit(embed, static_argnums=2), jnp.dtype(measured.execution.compute_dtype)
+    return batches, [begin(measured.params, batch.tokens, dtype) for batch in batches]
+
+
+def _file(place: Path, index: int) -> Path:
+    return place / f"layers.{index:02}.npz"
+
+
+def _sequences(path: Path) -> int:
+    """How many sequences are in a layer's sums."""
+    if not path.exists():
+        return 0
+    with np.load(path) as found:
+        return int(found["sequences"])
+
+
+def _read(measured: Measured, path: Path, wide: bool) -> tuple[Sums, int]:
+    """A layer's sums, and how many sequences are in them."""
+    if path.exists():
+        with np.load(path) as found:
+            pair = lambda name: (jnp.asarray(found[name]), jnp.asarray(found[f"{name}.over"]))
+            return {name: pair(name) for name in PROJECTIONS}, int(found["sequences"])
+    specs = parameter_specs(measured.architecture).layers
+    shapes = {name: matrix_shape(attrgetter(name)(specs)) for name in PROJECTIONS}
+    zeros = lambda inputs, outputs: (jnp.zeros((inputs, outputs if wide else 1)), jnp.zeros(()))
+    return {name: zeros(*shape) for name, shape in shapes.items()}, 0
+
+
+def _write(path: Path, sums: Sums, samples: range) -> None:
+    arrays = {name: np.asarray(total) for name, (total, _) in sums.items()}
+    arrays |= {f"{name}.over": np.asarray(over) for name, (_, over) in sums.items()}
+    with whole_file(path) as draft, draft.open("wb") as file:
+        np.savez(file, allow_pickle=False, sequences=np.array(samples.stop), **arrays)

@@ -31,7 +31,7 @@ from pomona.checkpoint.palettes import (
     written,
 )
 from pomona.compress.allocate import HIGH, LOW, Choice, allocate, average, check_average, cost
-from pomona.compress.importance import Weights, activation, fisher
+from pomona.compress.importance import Measured, Weights, measure, read
 from pomona.compress.judge import judge
 from pomona.compress.palettes import Grid, check_shape, palettize
 from pomona.core.config import to_json
@@ -49,7 +49,7 @@ from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.config import Run, decide
 from pomona.train.load import Model, load_model
-from pomona.train.objective_config import NextToken
+from pomona.train.objective_config import LowRank, NextToken
 from pomona.train.origin import origin_of
 
 SAMPLE_SEED = 500_009  # beside the stages' seeds, so that the samples are not the first batches of training
@@ -81,7 +81,7 @@ def palettize_run(
             target of another run or other settings, a full disk.
     """
     run = read_config(RunFolder(source), Run)
-    _check(source, run.architecture, settings)
+    _check(source, run, settings)
     origin = origin_of(source, step)
     folder = RunFolder(target)
     claim(folder, dataclasses.replace(run, origin=origin))
@@ -124,10 +124,11 @@ def _judged(
     if settings.weights == "none":
         return {}
     found: dict[str, float] = {}
-    for name, model in (
-        ("bits_per_byte_before", load_model(source, step)),
-        ("bits_per_byte", load_model(target)),
+    for name, load in (
+        ("bits_per_byte_before", lambda: load_model(source, step)),
+        ("bits_per_byte", lambda: load_model(target)),
     ):
+        model = load()  # one after the other
         stage = dataclasses.replace(model.stage, mesh=None)
         run = dataclasses.replace(model.run, stages=(stage,), mesh=MeshConfig(), objective=NextToken())
         run = decide(run, jax.default_backend(), 1)
@@ -141,7 +142,7 @@ def _losses(folder: RunFolder) -> dict[str, float]:
     return {name: event[name] for name in ("bits_per_byte_before", "bits_per_byte") if name in event}
 
 
-def _check(source: Path, architecture: Architecture, settings: Settings) -> None:
+def _check(source: Path, run: Run, settings: Settings) -> None:
     """Everything that can be seen to be wrong before a weight is read or anything is written."""
     if (RunFolder(source).palettes).exists():
         raise UserError(
@@ -149,9 +150,15 @@ def _check(source: Path, architecture: Architecture, settings: Settings) -> None
             "a palettized model is made from a dense one.",
             "the run folder that it was made from; its name is in config.json, under origin.",
         )
+    if isinstance(run.objective, LowRank):
+        raise UserError(
+            f"{source} holds an adapter for {run.origin.run if run.origin else 'another run'}.",
+            "what is palettized is a model's own weights.",
+            "the folder of a run that pomona train, prune, distill or qat wrote.",
+        )
     if settings.samples < 1:
         raise UserError(f"--samples is {settings.samples}.", "at least one sequence is measured.", "--samples 128")
-    shapes = _shapes(architecture)
+    shapes = _shapes(run.architecture)
     check_average(_choices(shapes, settings), settings.bits)
     for name, shape in shapes.items():
         for bits in _widths(settings):
@@ -230,23 +237,13 @@ def _importance(
     """(projection, layer) -> h [I, O] or [I, 1], or None; measured once, and read from disk by every later start."""
     if settings.weights == "none":
         return lambda projection, layer: None
-    place = _importance_folder(folder)
-    if not place.exists():
-        run, stage = model.run, model.stage
-        report(f"measuring what each weight matters on {settings.samples} sequences ({settings.weights})")
-        prepared = prepare(run.data, report)
-        batches = open_batches(prepared, stage.sequence_length, 1, run.seed + SAMPLE_SEED, stage.mixture)
-        execution = resolve(run.execution, jax.default_backend())
-        measure = fisher if settings.weights == "fisher" else activation
-        measured = measure(model.params, batches, settings.samples, run.architecture, execution, stage.rope_base)
-        draft = place.with_name(".importance")
-        with disk_errors(draft):
-            shutil.rmtree(draft, ignore_errors=True)  # of a start that was killed
-            draft.mkdir(parents=True)
-            for name in list(measured):
-                np.save(draft / f"{name}.npy", np.asarray(measured.pop(name)))
-            draft.rename(place)
-    return lambda projection, layer: np.load(place / f"{projection}.npy", mmap_mode="r")[layer]
+    run, stage, place = model.run, model.stage, _importance_folder(folder)
+    prepared = prepare(run.data, report)
+    batches = open_batches(prepared, stage.sequence_length, 1, run.seed + SAMPLE_SEED, stage.mixture)
+    execution = resolve(run.execution, jax.default_backend())
+    measured = Measured(model.params, run.architecture, execution, stage.rope_base, batches, settings.samples)
+    measure(settings.weights, measured, place, report)
+    return lambda projection, layer: read(place, projection, layer)
 
 
 def _importance_folder(folder: RunFolder) -> Path:

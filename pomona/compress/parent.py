@@ -3,12 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from pomona.core.errors import UserError
 from pomona.core.run_folder import Origin, RunFolder, read_config
-from pomona.model.decoder import parameter_specs
 from pomona.optim.config import Schedule
 from pomona.train.config import Run, Stage, stage_after
-from pomona.train.objectives import objective_of
 from pomona.train.origin import check_dense, origin_of
 
 
@@ -20,12 +17,6 @@ def dense_parent(path: Path, step: int | None) -> tuple[Run, Origin]:
     """
     parent = read_config(RunFolder(path), Run)
     check_dense(path)
-    if objective_of(parent).trained != parameter_specs(parent.architecture):
-        raise UserError(
-            f"{path} trains {parent.objective.kind!r}, which is not the plain weights of a decoder.",
-            "this stage begins with a dense model.",
-            "the folder of a run that pomona train, import, prune or distill wrote.",
-        )
     return parent, origin_of(path, step)
 
 

@@ -41,12 +41,12 @@ from pomona.train.config import (
     mesh_option,
     total_steps,
 )
-from pomona.train.importance import activation, magnitude
 from pomona.train.loop import train
 from pomona.train.objective_config import NextToken, SoftTopK
 from pomona.train.objectives import objective_of
 from pomona.train.origin import begin_at, check_origin
 from pomona.train.soft_top_k import budget_at, hard_mask, narrowed, temperature_at
+from pomona.train.unit_scores import activation, magnitude
 
 Method = Literal["soft-top-k", "magnitude", "activation"]
 STEPS_SHARE, LEAST_STEPS = 0.03, 50  # of the parent's first stage: AFM learned its masks on 188 B of 6.3 T tokens

@@ -19,19 +19,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; `path` keeps its old content.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; a run folder is shared
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    with whole_file(path) as draft:
+        draft.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,14 +94,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to write, which becomes the file `path` when the block succeeds and vanishes when it
-    fails: for files too large to be held in memory.
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write, which takes the place of the file `path` when the block succeeds and
+    vanishes when it fails: for files too large to be held in memory.
 
     Raises:
-        UserError: `path` exists already, or the disk is full.
+        UserError: the disk is full or the folder cannot be written; `path` keeps its old content.
     """
-    check_new_file(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -121,11 +109,23 @@ def new_file(path: Path) -> Iterator[Path]:
             yield Path(name)
             with open(name, "rb+") as file:
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; a run folder is shared
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a name that is free.
+
+    Raises:
+        UserError: `path` exists already, or the disk is full.
+    """
+    check_new_file(path)
+    with whole_file(path) as draft:
+        yield draft
 
 
 @contextlib.contextmanager

@@ -15,13 +15,12 @@ from pomona.adapters.bundle import DTYPES, Bundle, write_bundle
 from pomona.core.files import new_folder, write_json
 from pomona.core.run_folder import RunFolder
 from pomona.metrics.records import read_records
-from pomona.model.adapter import ATTENTION, PROJECTIONS, Adapter, detach
+from pomona.model.adapter import PLACES, Adapter, detach
 from pomona.train.load import load_model
 from pomona.train.low_rank import adapted_run, base_origin, config_of
 
-PEFT_NAMES = {name: f"{'o' if name == 'output' else name[0]}_proj" for name in ATTENTION} | {
-    name: f"{name}_proj" for name in PROJECTIONS if name not in ATTENTION
-}
+PEFT_NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+PEFT_NAMES |= {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 PEFT_LAYER = "base_model.model.model.layers.{}.{}.{}.lora_{}.weight"
 
 
@@ -75,7 +74,7 @@ def export_peft(path: Path, target: Path, dtype: str = "float32", step: int | No
             "r": bundle.rank,
             "lora_alpha": bundle.alpha,
             "lora_dropout": 0.0,
-            "target_modules": [PEFT_NAMES[name] for name in PROJECTIONS],
+            "target_modules": [PEFT_NAMES[name] for name in PLACES],
             "bias": "none",
             "fan_in_fan_out": False,
             "use_rslora": False,
@@ -86,8 +85,8 @@ def export_peft(path: Path, target: Path, dtype: str = "float32", step: int | No
 
 def peft_tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) of every tensor of a PEFT folder."""
-    for name in PROJECTIONS:
-        pair, block = getattr(adapter, name), "self_attn" if name in ATTENTION else "mlp"
+    for name, place in PLACES.items():
+        pair, block = getattr(adapter, name), "self_attn" if place.startswith("attention.") else "mlp"
         for index in range(pair.a.shape[0]):
             for side, weight in (("A", pair.a), ("B", pair.b)):
                 full = PEFT_LAYER.format(index, block, PEFT_NAMES[name], side)

@@ -5,13 +5,14 @@ Shapes: L layers, I inputs, O outputs, R rank, N adapters at hand, B sequences.
 
 import dataclasses
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from pomona.model.config import Architecture
-from pomona.model.decoder import Decoder, Layer, parameter_specs
+from pomona.model.decoder import PROJECTIONS, Decoder, Layer, parameter_specs
 from pomona.model.projection import matrix_axes, matrix_shape
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted
@@ -43,21 +44,21 @@ class Adapter(Generic[P]):
     down: Factors[P]
 
 
-ATTENTION, FEED_FORWARD = ("query", "key", "value", "output"), ("gate", "up", "down")
-PROJECTIONS = ATTENTION + FEED_FORWARD
-"""The fields of `Adapter`, each the name of a linear weight of a layer."""
+PLACES = {place.split(".")[1]: place for place in PROJECTIONS}
+"""The fields of `Adapter`, each the name of a linear weight of a layer, and the weight's place in `Layer`."""
 
 
 def projection(layers: Layer, name: str) -> Any:
     """The linear weight of a name."""
-    return getattr(layers.attention if name in ATTENTION else layers.ffn, name)
+    return attrgetter(PLACES[name])(layers)
 
 
 def map_projections(function: Callable[[str, Any], Any], params: Decoder) -> Decoder:
     """The decoder with another leaf in place of each linear weight: `function` of its name and the old one."""
-    new = {name: function(name, projection(params.layers, name)) for name in PROJECTIONS}
-    attention = dataclasses.replace(params.layers.attention, **{name: new[name] for name in ATTENTION})
-    ffn = dataclasses.replace(params.layers.ffn, **{name: new[name] for name in FEED_FORWARD})
+    new = {name: function(name, projection(params.layers, name)) for name in PLACES}
+    part = lambda block: {name: new[name] for name, place in PLACES.items() if place.startswith(f"{block}.")}
+    attention = dataclasses.replace(params.layers.attention, **part("attention"))
+    ffn = dataclasses.replace(params.layers.ffn, **part("ffn"))
     return dataclasses.replace(params, layers=dataclasses.replace(params.layers, attention=attention, ffn=ffn))
 
 
@@ -78,7 +79,7 @@ def adapter_specs(architecture: Architecture, rank: int) -> Adapter[Spec]:
             b=Spec((architecture.num_layers, rank, outputs), ("layers", None, out_axis), "embedding", outputs),
         )
 
-    return Adapter(**{name: both(name) for name in PROJECTIONS})
+    return Adapter(**{name: both(name) for name in PLACES})
 
 
 def attach(params: Decoder, adapter: Adapter, scale: float | jax.Array) -> Decoder:

@@ -73,8 +73,35 @@ class Decoder(Generic[P]):
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(q_BTNH, k_BTKH, v_BTKH, this layer's state) -> (out_BTNH, this layer's new state)."""
 
-Observe = Callable[[jax.Array], Any]
-"""The hidden units of a feed-forward block, units_BTF -> what is wanted of them."""
+PROJECTIONS = (
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "ffn.gate",
+    "ffn.up",
+    "ffn.down",
+)
+"""The linear weights of a layer, by their places in `Layer`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the linear weights of a layer multiply, in the compute dtype."""
+
+    attention: jax.Array  # B T D, by query, key and value
+    output: jax.Array  # B T NH
+    ffn: jax.Array  # B T D, by gate and up
+    units: jax.Array  # B T F, by down
+
+    def of(self, projection: str) -> jax.Array:
+        """What one of `PROJECTIONS` multiplies."""
+        own = {"attention.output": self.output, "ffn.down": self.units}
+        return own.get(projection, self.attention if projection.startswith("attention.") else self.ffn)
+
+
+Observe = Callable[[Inputs], Any]
+"""What the linear weights of a layer multiply -> what is wanted of it."""
 
 
 def parameter_specs(architecture: Architecture) -> Decoder[Spec]:
@@ -139,7 +166,7 @@ def run_layers(
     """All layers and the final norm. `state` (a tree stacked over layers, or None) is handed to `attend` by layer.
 
     Args:
-        observe: what is wanted of every layer's feed-forward units; it takes the place of the new state.
+        observe: what is wanted of every layer's inputs; it takes the place of the new state.
 
     Returns:
         hidden_BTD after the final norm, and the new state.
@@ -193,12 +220,13 @@ def layer(
     out_BTM = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
     x_BTD = checkpoint_name(x_BTD + linear(out_BTM, w.attention.output, None), "middle")
 
-    h_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
-    gate, up = meet(h_BTD, (w.ffn.gate, w.ffn.up))
-    gate_BTF = checkpoint_name(linear(h_BTD, gate, "ffn"), "gate")
-    up_BTF = checkpoint_name(linear(h_BTD, up, "ffn"), "up")
+    middle_BTD = rms_norm(x_BTD, w.ffn_norm, epsilon)
+    gate, up = meet(middle_BTD, (w.ffn.gate, w.ffn.up))
+    gate_BTF = checkpoint_name(linear(middle_BTD, gate, "ffn"), "gate")
+    up_BTF = checkpoint_name(linear(middle_BTD, up, "ffn"), "up")
     units_BTF = jax.nn.silu(gate_BTF) * up_BTF
-    return x_BTD + linear(units_BTF, w.ffn.down, None), observe(units_BTF) if observe else state
+    x_BTD = x_BTD + linear(units_BTF, w.ffn.down, None)
+    return x_BTD, observe(Inputs(h_BTD, out_BTM, middle_BTD, units_BTF)) if observe else state
 
 
 def _turn(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pomona.model.config import Architecture, Execution
-from pomona.model.decoder import Decoder, Observe, embed, run_layers
+from pomona.model.decoder import Attend, Decoder, Inputs, Observe, embed, run_layers
 from pomona.ops.attention import attention
 from pomona.ops.cross_entropy import cross_entropy
 from pomona.parallel import rules
@@ -53,7 +53,7 @@ def hidden_states(
     params: Decoder, batch: TokenBatch, architecture: Architecture, execution: Execution, rope_base: float
 ) -> jax.Array:
     """hidden_BTD after the final norm, in the compute dtype."""
-    return _run(params, batch, architecture, execution, rope_base)[0]
+    return observed(params, batch, architecture, execution, rope_base)[0]
 
 
 def unit_sums(
@@ -62,14 +62,13 @@ def unit_sums(
     """The absolute values of the feed-forward units, summed over the tokens of real documents, float32 [L, F]."""
     real_BT = (batch.segments > 0).astype(jnp.float32)
 
-    def observe(units_BTF: jax.Array) -> jax.Array:
-        sizes_BTF = jnp.abs(units_BTF.astype(jnp.float32))
-        return rules.project("btf,bt->f", sizes_BTF, real_BT, ("ffn",))
+    def sizes(inputs: Inputs) -> jax.Array:
+        return rules.project("btf,bt->f", jnp.abs(inputs.units.astype(jnp.float32)), real_BT, ("ffn",))
 
-    return _run(params, batch, architecture, execution, rope_base, observe)[1]
+    return observed(params, batch, architecture, execution, rope_base, sizes)[1]
 
 
-def _run(
+def observed(
     params: Decoder,
     batch: TokenBatch,
     architecture: Architecture,
@@ -77,7 +76,13 @@ def _run(
     rope_base: float,
     observe: Observe | None = None,
 ) -> tuple[jax.Array, Any]:
-    """hidden_BTD, and what was observed of every layer, stacked."""
+    """hidden_BTD after the final norm, and what was observed of every layer, stacked."""
+    x_BTD, attend = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype)), self_attention(batch, execution)
+    return run_layers(params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base, observe)
+
+
+def self_attention(batch: TokenBatch, execution: Execution) -> Attend:
+    """Attention within the documents of a batch; it has no state."""
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
         # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
@@ -101,8 +106,7 @@ def _run(
         axes = [axes for axes, values in operands.items() for _ in values]
         return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
 
-    x_BTD = embed(params, batch.tokens, jnp.dtype(execution.compute_dtype))
-    return run_layers(params, x_BTD, batch.positions, attend, None, architecture, execution, rope_base, observe)
+    return attend
 
 
 def next_token_loss(
@@ -119,6 +123,17 @@ def next_token_loss(
         taught_share: how much of the target is the batch's labels, where it has any.
     """
     hidden_BTD = hidden_states(params, batch, architecture, execution, rope_base)
+    return loss_of(hidden_BTD, params.embedding, batch, execution, taught_share)
+
+
+def loss_of(
+    hidden_BTD: jax.Array,
+    embedding_VD: jax.Array,
+    batch: TokenBatch,
+    execution: Execution,
+    taught_share: float = 0.0,
+) -> LossSums:
+    """`next_token_loss` from the hidden states on."""
     labels = [] if batch.labels is None else [batch.labels]
 
     def local(hidden_BTD, shard_VD, targets_BT, counts_BT, *labels):
@@ -141,4 +156,4 @@ def next_token_loss(
 
     token_axes = ("batch", "tokens")
     arguments = [(*token_axes, None), ("vocab", "model"), *[token_axes] * (2 + len(labels))]
-    return rules.on_shards(local, arguments, ())(hidden_BTD, params.embedding, batch.targets, batch.counts, *labels)
+    return rules.on_shards(local, arguments, ())(hidden_BTD, embedding_VD, batch.targets, batch.counts, *labels)

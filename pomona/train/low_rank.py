@@ -19,7 +19,7 @@ from pomona.checkpoint.palettes import read_palettes
 from pomona.core.errors import UserError
 from pomona.core.run_folder import Origin, RunFolder, read_config
 from pomona.model.adapter import (
-    PROJECTIONS,
+    PLACES,
     Adapter,
     Factors,
     adapter_specs,
@@ -160,7 +160,7 @@ def _zero(run: Run, specs: Adapter[Spec], mesh: Mesh) -> Adapter:
 
     def draw() -> Adapter:
         drawn = initialize(specs, jax.random.key(run.seed))
-        each = {name: getattr(drawn, name) for name in PROJECTIONS}
+        each = {name: getattr(drawn, name) for name in PLACES}
         return Adapter(**{name: Factors(pair.a, jnp.zeros_like(pair.b)) for name, pair in each.items()})
 
     with jax.set_mesh(mesh):
@@ -189,7 +189,7 @@ def _from_error(run: Run, specs: Adapter[Spec], mesh: Mesh, objective_of: Object
         return Factors(np.stack(a_LIR), np.stack(b_LRO))
 
     with jax.set_mesh(mesh):
-        adapter = from_first(Adapter(**{name: both(name) for name in PROJECTIONS}))
+        adapter = from_first(Adapter(**{name: both(name) for name in PLACES}))
     return put(adapter, map_specs(lambda spec: spec.axes, specs), mesh)
 
 

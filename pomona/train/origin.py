@@ -21,6 +21,7 @@ from pomona.model.spec import map_specs
 from pomona.parallel import rules
 from pomona.train.config import Run
 from pomona.train.objective import Objective
+from pomona.train.objective_config import NextToken, in_use
 
 
 def origin_of(path: Path, step: int | None = None) -> Origin:
@@ -73,7 +74,18 @@ def check_origin(origin: Origin) -> None:
 
 
 def check_dense(path: Path) -> None:
-    """Raises `UserError` where a run folder holds palettes, which nothing but an adapter can be trained on."""
+    """Raises `UserError` where what a run folder holds are not the plain weights of a decoder."""
+    _check_not_palettized(path)
+    objective = in_use(read_config(RunFolder(path), Run).objective)
+    if not isinstance(objective, NextToken):
+        raise UserError(
+            f"{path} trains {objective.kind!r}, which is not the plain weights of a decoder.",
+            "this stage begins with a dense model.",
+            "the folder of a run that pomona train, prune or distill wrote.",
+        )
+
+
+def _check_not_palettized(path: Path) -> None:
     if is_palettized(path):
         source = read_config(RunFolder(path), Run).origin
         raise UserError(
@@ -104,7 +116,7 @@ def begin_at(origin: Origin, specs: Any) -> Callable[[Mesh], Any]:
 
     def begin(mesh: Mesh) -> Any:
         check_origin(origin)
-        check_dense(Path(origin.run))
+        _check_not_palettized(Path(origin.run))
         shapes = map_specs(
             lambda spec: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=rules.sharding(mesh, spec.axes)), specs
         )

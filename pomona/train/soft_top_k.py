@@ -20,10 +20,10 @@ from pomona.model.spec import Spec, abstract
 from pomona.ops.soft_top_k import ranks, soft_top_k
 from pomona.parallel import rules
 from pomona.train.config import Run
-from pomona.train.importance import scores_of
 from pomona.train.objective import Objective, nothing
 from pomona.train.objective_config import SoftTopK
 from pomona.train.origin import begin_at
+from pomona.train.unit_scores import scores_of
 
 
 def learned_masks(run: Run) -> Objective:

@@ -52,8 +52,32 @@ def qat(parent, out, **changes):
     train(grid(parent, **changes), out)
 
 
+def palettize(parent, out):
+    from pomona.compress.palettize import Settings, palettize_run
+
+    palettize_run(parent, out, Settings(3.7, samples=4), None, print)
+
+
+def recover(palettized, out):
+    """A recovery of 12 steps."""
+    from pomona.compress.recover import recovery_run
+    from pomona.train.loop import train
+
+    run = recovery_run(palettized)
+    evaluation = dataclasses.replace(run.evaluation, every_steps=12)
+    checkpoint = dataclasses.replace(run.checkpoint, every_steps=3)
+    stages = (dataclasses.replace(run.stages[0], steps=12),)
+    train(dataclasses.replace(run, stages=stages, evaluation=evaluation, checkpoint=checkpoint), out)
+
+
+def killed_at(step):
+    """A hook: the process dies right after the log line of a step."""
+    log = "loop._log = lambda session, stage, step, *rest, log=loop._log: (log(session, stage, step, *rest), "
+    return log + f"os.kill(os.getpid(), 9) if step == {step} else None)\n"
+
+
 def start(kind, parent, out, changes="", hook="", devices=1):
-    """Runs `prune` or `qat` to its end; `changes` are further arguments as text, a hook is Python before it."""
+    """Runs one of the stages above to its end; `changes` are further arguments as text, a hook is Python before it."""
     fields = {"kind": kind, "parent": str(parent), "out": str(out), "hook": hook, "devices": devices}
     code = CODE.format(**fields, changes=", " + changes if changes else "")
     here = Path(__file__).parent

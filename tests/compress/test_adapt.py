@@ -14,7 +14,7 @@ from pomona.compress.adapt import task_run
 from pomona.core.errors import UserError
 from pomona.export.adapter import export_adapter, export_peft
 from pomona.export.hf import export_hf
-from pomona.model.adapter import PROJECTIONS, detach
+from pomona.model.adapter import PLACES, detach
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.load import load_base, load_model
@@ -47,7 +47,7 @@ def test_it_begins_at_the_recovery_adapter_or_at_the_base(folders, recovered, ta
     assert load_base(path)[1] == load_base(folders[0])[1], "the recovered run's base is the palettized one"
     for folder in (folders[0], folders[0].with_name("dense")):
         adapter = beginning(task_run(folder, task, rank=3))
-        assert all(not getattr(adapter, name).b.any() and getattr(adapter, name).a.std() > 0 for name in PROJECTIONS)
+        assert all(not getattr(adapter, name).b.any() and getattr(adapter, name).a.std() > 0 for name in PLACES)
         assert adapter.query.a.shape == (2, 64, 3)
     with pytest.raises(UserError, match="is to have rank 3"):
         objective_of(task_run(path, task, rank=3))

@@ -3,15 +3,14 @@
 from operator import attrgetter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomona.checkpoint.palettes import PROJECTIONS
-from pomona.compress.importance import activation, fisher
+from pomona.compress import importance
+from pomona.compress.importance import Measured, measure, read
 from pomona.data.loader import Batch
 from pomona.model.config import Architecture, Execution, resolve
-from pomona.model.decoder import parameter_specs
+from pomona.model.decoder import PROJECTIONS, parameter_specs
 from pomona.model.objective import TokenBatch, next_token_loss
 from pomona.model.spec import initialize
 
@@ -37,16 +36,22 @@ def parameters():
     return jax.tree.map(scramble, params)
 
 
-def test_fisher_is_the_sum_of_squared_differences_of_the_loss_per_token():
+def importance_of(weights, place, params):
+    """h of every projection, [L, I, O] or [L, I, 1], as the stage reads it from disk."""
+    measure(weights, Measured(params, SHAPE, EXECUTION, BASE, Sequences(), SAMPLES), place, lambda text: None)
+    return {name: np.stack([read(place, name, layer) for layer in range(2)]) for name in PROJECTIONS}
+
+
+def test_fisher_is_the_sum_of_squared_differences_of_the_loss_per_token(tmp_path):
     params = parameters()
-    found = fisher(params, Sequences(), SAMPLES, SHAPE, EXECUTION, BASE)
+    found = importance_of("fisher", tmp_path, params)
     each = [Sequences().batch(step) for step in range(SAMPLES)]
     batches = [TokenBatch(b.tokens, b.targets, b.segments, b.positions) for b in each]
     loss = jax.jit(lambda p, batch: next_token_loss(p, batch, SHAPE, EXECUTION, BASE).total)
     for name in PROJECTIONS:
         leaf = attrgetter(name)(params.layers)
         assert found[name].shape[0] == 2 and found[name].size == leaf.size
-        place = int(jnp.argmax(found[name]))  # a gradient that float32 differences can see
+        place = int(np.argmax(found[name]))  # a gradient that float32 differences can see
         total = 0.0
         for batch in batches:
             slope = 0.0
@@ -92,9 +97,9 @@ def numpy_inputs(params, batch):
     return p, found
 
 
-def test_activation_is_the_mean_square_of_the_inputs_over_that_of_the_outputs():
+def test_activation_is_the_mean_square_of_the_inputs_over_that_of_the_outputs(tmp_path):
     params = parameters()
-    found = activation(params, Sequences(), SAMPLES, SHAPE, EXECUTION, BASE)
+    found = importance_of("activation", tmp_path, params)
     inputs, outputs = dict.fromkeys(PROJECTIONS, 0.0), dict.fromkeys(PROJECTIONS, 0.0)
     for step in range(SAMPLES):
         batch = Sequences().batch(step)
@@ -108,3 +113,29 @@ def test_activation_is_the_mean_square_of_the_inputs_over_that_of_the_outputs():
     for name in PROJECTIONS:
         expected = inputs[name] / outputs[name][:, None]
         np.testing.assert_allclose(found[name][:, :, 0], expected, rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("weights", ["fisher", "activation"])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_however_many_sequences_at_once_and_wherever_it_is_killed_the_sums_are_the_same(
+    tmp_path, monkeypatch, weights, at_once
+):
+    params = parameters()
+    whole = importance_of(weights, tmp_path / "whole", params)
+    monkeypatch.setattr(importance, "TOKENS_AT_ONCE", at_once * TOKENS)
+    for killed_after in range(4):
+        place, written = tmp_path / str(killed_after), []
+
+        def write(path, sums, samples, real=importance._write):
+            if len(written) == killed_after:
+                raise KeyboardInterrupt
+            written.append(path.name)
+            real(path, sums, samples)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(importance, "_write", write)
+            importance_of(weights, place, params)
+        found = importance_of(weights, place, params)
+        for name in PROJECTIONS:
+            np.testing.assert_array_equal(found[name], whole[name], err_msg=f"{name} after {written}")
+        assert sorted(path.name for path in place.iterdir()) == ["layers.00.npz", "layers.01.npz"]

@@ -8,12 +8,13 @@ from operator import attrgetter
 import jax
 import numpy as np
 import pytest
-from small_run import small_run, write_text
+from small_run import small_run
 
 from pomona.checkpoint.config import CheckpointConfig
 from pomona.checkpoint.palettes import read_palettes
 from pomona.checkpoint.store import Store
 from pomona.cli.main import main
+from pomona.compress import importance
 from pomona.compress import palettize as stage
 from pomona.compress.palettize import Settings, palettize_run
 from pomona.core.config import to_json
@@ -49,13 +50,6 @@ def make_run(folder, cache, change=lambda params: params, **changes):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cache")
-    write_text(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def source(cache, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("source") / "dense", cache)
 
@@ -80,6 +74,12 @@ def test_palettes_are_not_trained_or_pruned(source, whole, capsys, words):
     names = {"IT": str(whole[0]), "DENSE": str(source)}
     assert main([names.get(word, word) for word in words]) == 2
     assert f"{whole[0]} is palettized." in (said := capsys.readouterr().err) and f"try:  {source}" in said
+
+
+def test_an_adapter_is_not_palettized(recovered, tmp_path):
+    with pytest.raises(UserError, match="holds an adapter for"):
+        palettize_run(recovered[0], tmp_path / "new", PLAIN, None, silent)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_read_back_is_as_near_to_the_weights_as_was_said(source, whole):
@@ -162,8 +162,8 @@ def test_a_killed_palettize_goes_on_and_ends_with_the_same_bytes(source, whole, 
 def test_importance_is_measured_once_and_a_kill_changes_nothing(source, tmp_path, monkeypatch):
     settings = Settings(3.7, "free", "fisher", samples=3)
     measured = []
-    real = stage.fisher
-    monkeypatch.setattr(stage, "fisher", lambda *arguments: measured.append(1) or real(*arguments))
+    real = importance._fisher
+    monkeypatch.setattr(importance, "_fisher", lambda *arguments: measured.append(1) or real(*arguments))
     palettize_run(source, tmp_path / "whole", settings, None, silent)
 
     def dies(folder, name, palette, write=stage.write_palette):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compress_runs import ALL_AXES, masks, start
+from compress_runs import ALL_AXES, killed_at, masks, start
 
 from pomona.compress.prune import masks_run, prune
 from pomona.core.errors import UserError
@@ -20,10 +20,10 @@ from pomona.model.decoder import parameter_specs
 from pomona.model.spec import map_specs
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run
-from pomona.train.importance import magnitude
 from pomona.train.load import load_model
 from pomona.train.objective_config import NextToken, SoftTopK
 from pomona.train.soft_top_k import budget_at, hard_mask, mask_at, masked, narrowed, temperature_at
+from pomona.train.unit_scores import magnitude
 
 FFN = 48
 
@@ -167,9 +167,7 @@ def test_narrowing_keeps_units_in_their_order():
 
 
 DEATHS = {
-    "while masks are learned": "log = loop._log\n"
-    "loop._log = lambda session, stage, step, *rest: (log(session, stage, step, *rest), "
-    "os.kill(os.getpid(), 9) if step == 8 else None)",
+    "while masks are learned": killed_at(8),
     "between learning and writing": "stage._narrowed = lambda *_: os.kill(os.getpid(), 9)",
     "while the model is written": "stage.record_event = lambda *_, **__: os.kill(os.getpid(), 9)",
 }

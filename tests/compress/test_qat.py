@@ -2,13 +2,14 @@
 palettes."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
 import pytest
-from compress_runs import ALL_AXES, grid, start
+from compress_runs import ALL_AXES, grid, killed_at, start
 
+from pomona.cli.train_verb import resolve
+from pomona.compress.distill import student_run
 from pomona.compress.palettes import palettize
 from pomona.compress.qat import grid_run
 from pomona.core.errors import UserError
@@ -89,15 +90,12 @@ def test_palettized_at_two_bits_nothing_changes(trained):
         np.testing.assert_array_equal(values, weight_OI)
 
 
-def test_a_run_that_lost_its_last_steps_makes_them_again(parent, trained, tmp_path):
-    """Weights, factors and moments come back from a checkpoint: as after a kill, bit for bit."""
+def test_a_killed_run_makes_its_last_steps_again(parent, trained, tmp_path):
+    """Weights, factors and moments come back from a checkpoint, bit for bit."""
     out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    for folder in (out / "checkpoints").iterdir():
-        if folder.name.isdigit() and int(folder.name) > 18:
-            shutil.rmtree(folder)
+    assert start("qat", parent, out, ALL_AXES, killed_at(20), devices=8).returncode == -9
     again = start("qat", parent, out, ALL_AXES, devices=8)
-    assert again.returncode == 0 and "resuming after step 18" in again.stdout, again.stderr
+    assert again.returncode == 0 and "resuming after step 1" in again.stdout, again.stderr
     assert bits(out) == bits(trained)
     same = jax.tree.map(np.array_equal, load_model(trained).params, load_model(out).params)
     assert all(jax.tree.leaves(same))
@@ -110,5 +108,10 @@ def test_bad_starts_are_one_clear_error(parent, trained):
     ):
         with pytest.raises(UserError, match=problem):
             check_run(grid(parent, **changes))
-    with pytest.raises(UserError, match="trains 'balanced-grid'"):
-        grid_run(trained)
+    for begin in (
+        lambda: grid_run(trained),
+        lambda: student_run(trained, parent),
+        lambda: resolve("tiny", ["--from", str(trained)]),
+    ):
+        with pytest.raises(UserError, match="trains 'balanced-grid', which is not the plain weights"):
+            begin()

@@ -10,7 +10,7 @@ from small_palettes import unpack
 from pomona.checkpoint.palettes import _crc32, _read, read_about
 from pomona.compress.recover import recovery_run
 from pomona.core.errors import UserError
-from pomona.model.adapter import PROJECTIONS, detach, projection
+from pomona.model.adapter import PLACES, detach, projection
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.load import load_model
@@ -34,7 +34,7 @@ def errors(dense, palettized, name):
 def test_it_begins_with_the_largest_singular_values_of_the_error(folders):
     folder, dense, palettized = folders
     adapter = begin(folder, rank=4, alpha=8.0)
-    for name in PROJECTIONS:
+    for name in PLACES:
         error, pair = errors(dense, palettized, name), getattr(adapter, name)
         left = error - 2.0 * pair.a.astype(np.float64) @ pair.b.astype(np.float64)
         for each, rest in zip(error, left):
@@ -46,7 +46,7 @@ def test_it_begins_with_the_largest_singular_values_of_the_error(folders):
 def test_the_full_rank_is_the_dense_model(folders):
     folder, dense, palettized = folders
     adapter = begin(folder, rank=64, alpha=64.0)
-    for name in PROJECTIONS:
+    for name in PLACES:
         pair = getattr(adapter, name)
         whole = unpack(projection(palettized.layers, name)) + pair.a @ pair.b
         np.testing.assert_allclose(whole, projection(dense.layers, name).reshape(whole.shape), atol=1e-6)
