@@ -80,7 +80,7 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) --no-deps -c constraints/tpu.txt --target $@ libtpu
 
 .venv/peers: .venv/dev constraints/peers.txt
-	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers
+	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
 	@touch $@
 
 .venv/coremltools: .venv/base constraints/coremltools.txt

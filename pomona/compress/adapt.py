@@ -13,8 +13,9 @@ from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.data.config import DataConfig, Source, TokenizerConfig
 from pomona.data.tokenizer import load_tokenizer
-from pomona.train.config import Run
+from pomona.train.config import Run, stage_of
 from pomona.train.objective_config import LowRank
+from pomona.train.origin import origin_of
 
 STEPS = 100
 HELDOUT_FRACTION = 0.1
@@ -43,7 +44,7 @@ def task_run(source: Path, data: Path, rank: int | None = None) -> Run:
     objective = dataclasses.replace(own, start="adapter") if isinstance(own, LowRank) else LowRank(start="zero")
     if rank is not None:
         objective = dataclasses.replace(objective, rank=rank)
-    stage = adapter_stage(dataclasses.replace(run.stages[-1], mixture=()), "adapt", STEPS)
+    stage = adapter_stage(dataclasses.replace(stage_of(run, origin_of(source).step), mixture=()), "adapt", STEPS)
     return dataclasses.replace(adapter_run(run, source, f"{source.name}-{data.stem}", objective, stage), data=config)
 
 

@@ -122,6 +122,7 @@ def _fisher(measured: Measured, place: Path) -> Callable[[range], None]:
             np.save(inputs(index), np.stack([np.asarray(x_BTD, np.float32) for x_BTD in each]))
             weights = measured.layer(index)
             each = [forward(weights, x_BTD, batch) for x_BTD, batch in zip(each, batches)]
+            del weights
         each = [end_jit(measured.params, x_BTD, batch) for x_BTD, batch in zip(each, batches)]
         for index in reversed(range(architecture.num_layers)):
             weights, (sums, has) = measured.layer(index), _read(measured, _file(place, index), wide=True)
@@ -130,6 +131,7 @@ def _fisher(measured: Measured, place: Path) -> Callable[[range], None]:
                 x_BTD = jnp.asarray(before[row], each[row].dtype)
                 sums, each[row] = back_jit(sums, samples[row] >= has, weights, x_BTD, each[row], batch)
             _write(_file(place, index), sums, samples)
+            del weights, sums  # before those of the next layer come
 
     return visit
 
@@ -151,6 +153,7 @@ def _activation(measured: Measured, place: Path) -> Callable[[range], None]:
             for row, batch in enumerate(batches):
                 sums, each[row] = forward_jit(sums, samples[row] >= has, weights, each[row], batch)
             _write(_file(place, index), sums, samples)
+            del weights, sums
 
     return visit
 

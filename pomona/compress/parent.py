@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pomona.core.run_folder import Origin, RunFolder, read_config
 from pomona.optim.config import Schedule
-from pomona.train.config import Run, Stage, stage_after
+from pomona.train.config import Run, Stage, stage_of
 from pomona.train.origin import check_dense, origin_of
 
 
@@ -29,5 +29,5 @@ def stage_like_first(parent: Run, origin: Origin, name: str, share: float, least
     steps = max(least_steps, round(share * first.steps))
     rate = 0.1 * first.schedule.peak_learning_rate
     schedule = Schedule(rate, weight_decay=0.0, warmup_steps=max(1, steps // 20), floor=0.1)
-    rope_base = parent.stages[stage_after(parent, origin.step - 1)].rope_base
+    rope_base = stage_of(parent, origin.step).rope_base
     return dataclasses.replace(first, name=name, steps=steps, schedule=schedule, rope_base=rope_base)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.optim.config import Schedule
-from pomona.train.config import Run, Stage, total_tokens
+from pomona.train.config import Run, Stage, stage_of, total_tokens
 from pomona.train.objective_config import LowRank
 from pomona.train.origin import is_palettized, origin_of
 
@@ -23,8 +23,8 @@ PEAK_LEARNING_RATE = 3e-3
 def recovery_run(source: Path, rank: int | None = None) -> Run:
     """The run that trains a recovery adapter for a palettized run folder.
 
-    Data, mesh and the shape of the batches are those of the source's last stage. There is no weight decay: it would
-    pull the adapter towards zero, and so the model back to what palettizing has lost.
+    Data, mesh, rotary base and the shape of the batches are those of the stage that the palettized checkpoint ended in.
+    There is no weight decay: it would pull the adapter towards zero, and so the model back to what palettizing lost.
 
     Raises:
         UserError: `source` is no palettized run folder.
@@ -36,7 +36,7 @@ def recovery_run(source: Path, rank: int | None = None) -> Run:
             "recovery trains what palettizing has lost back into an adapter.",
             f"pomona palettize {source} --bits 3.7 --run {source}-palettized, then recover that one.",
         )
-    last = run.stages[-1]
+    last = stage_of(run, origin_of(source).step)
     steps = max(LEAST_STEPS, round(TOKEN_SHARE * total_tokens(run) / last.batch_tokens))
     objective = LowRank() if rank is None else LowRank(rank=rank)
     return adapter_run(run, source, f"{source.name}-recovered", objective, adapter_stage(last, "recover", steps))

@@ -94,6 +94,11 @@ def stage_after(run: Run, step: int) -> int:
     return next((index for index, end in enumerate(ends) if step < end), len(run.stages) - 1)
 
 
+def stage_of(run: Run, step: int) -> Stage:
+    """The stage that a checkpoint's last step belongs to; it decides the rotary base."""
+    return run.stages[stage_after(run, step - 1)]
+
+
 def at_stage(run: Run, index: int) -> Run:
     """The same run with the mesh, the recomputation and the objective of one of its stages as its own."""
     stage = run.stages[index]

@@ -15,7 +15,7 @@ from pomona.model.decoder import Decoder
 from pomona.model.spec import abstract
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
-from pomona.train.config import Run, Stage
+from pomona.train.config import Run, Stage, stage_of
 from pomona.train.low_rank import base_origin
 from pomona.train.objective_config import LowRank, in_use
 from pomona.train.objectives import objective_of
@@ -34,12 +34,7 @@ class Model:
     @property
     def stage(self) -> Stage:
         """The stage that the checkpoint's last step belongs to; it decides the rotary base."""
-        left = self.step
-        for stage in self.run.stages:
-            left -= stage.steps
-            if left <= 0:
-                return stage
-        return self.run.stages[-1]
+        return stage_of(self.run, self.step)
 
 
 def load_model(path: Path, step: int | None = None) -> Model:

@@ -14,7 +14,7 @@ from pomona.model.config import Execution
 from pomona.model.decoder import Decoder
 from pomona.model.spec import abstract
 from pomona.model.taught import Reading
-from pomona.train.config import Run, stage_after
+from pomona.train.config import Run, stage_of
 from pomona.train.objective import Objective
 from pomona.train.objective_config import in_use
 from pomona.train.origin import begin_at
@@ -32,7 +32,7 @@ class Teacher:
     @property
     def rope_base(self) -> float:
         """Of the stage that the checkpoint's last step belongs to."""
-        return self.run.stages[stage_after(self.run, self.origin.step - 1)].rope_base
+        return stage_of(self.run, self.origin.step).rope_base
 
     def reading(self, execution: Execution) -> Reading:
         """How it reads, computed as its student is."""

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
+from reference_models import our_logits
 
 from pomona.adapters.bundle import read_bundle
 from pomona.cli.main import main
@@ -92,6 +97,24 @@ def test_the_folder_for_peft_is_the_same_correction(folders, recovered, tmp_path
         np.testing.assert_allclose(merged[name], weight + added, atol=1e-6)
         changed += np.abs(added).max() > 1e-3
     assert changed == 14
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for what it will rename
+def test_peft_reads_the_folder_live(folders, recovered, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    export_peft(recovered[0], tmp_path / "peft")
+    export_hf(load_model(folders[0]), tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    tokens = load_model(folders[0]).tokenizer.encode("the quick brown fox waits")
+    theirs = lambda model: model(torch.tensor([tokens])).logits[0].detach().numpy()
+    before = theirs(base)
+    after = theirs(PeftModel.from_pretrained(base, tmp_path / "peft"))
+    np.testing.assert_allclose(after, our_logits(load_model(recovered[0]), tokens), atol=1e-4)
+    assert np.abs(after - before).max() > 0.1
 
 
 def test_prompts_are_continued_with_the_adapters_they_ask_for(folders, recovered, tmp_path, capsys):
