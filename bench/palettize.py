@@ -31,7 +31,8 @@ import numpy as np
 
 from pomona.checkpoint.palettes import write_palette
 from pomona.compress.palettes import palettize
-from pomona.model.decoder import PROJECTIONS, parameter_specs
+from pomona.model.config import PROJECTIONS
+from pomona.model.decoder import parameter_specs
 from pomona.model.presets import AFM_DEVICE
 from pomona.model.projection import matrix_shape
 

@@ -29,8 +29,8 @@ from safetensors.numpy import save
 
 from pomona.core.errors import UserError
 from pomona.core.files import read_json, write_bytes, write_json
-from pomona.model.config import Architecture
-from pomona.model.decoder import PROJECTIONS, Attention, Decoder, FeedForward, Layer, parameter_specs
+from pomona.model.config import NORMS, PROJECTIONS, Architecture
+from pomona.model.decoder import Attention, Decoder, FeedForward, Layer, parameter_specs
 from pomona.model.projection import matrix_shape
 from pomona.model.spec import Spec
 from pomona.ops.palette import BALANCED, GROUP, Palettized, pack_nibbles
@@ -38,7 +38,6 @@ from pomona.ops.palette import BALANCED, GROUP, Palettized, pack_nibbles
 FORMAT = 1
 NAME = "palettes.json"
 REST = "rest"
-NORMS = ("attention_norm", "ffn_norm", "attention.query_norm", "attention.key_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ def read_palettes(folder: Path, architecture: Architecture) -> Decoder:
     Raises:
         UserError: not finished, damaged, or of other shapes.
     """
-    listed = {each["name"]: Written(**each | {"shape": tuple(each["shape"])}) for each in read_about(folder)["tensors"]}
+    listed = _listed(folder)
     rest = _arrays(folder, listed, REST)
     specs = parameter_specs(architecture)
     layers: dict[str, Any] = {name: _fitting(rest, name, attrgetter(name)(specs.layers).shape) for name in NORMS}
@@ -173,6 +172,17 @@ def read_palettes(folder: Path, architecture: Architecture) -> Decoder:
     )
 
 
+def stored_tensors(folder: Path) -> Iterator[tuple[Written, dict[str, np.ndarray]]]:
+    """Every tensor with its arrays as they lie in its file, one after the other.
+
+    Raises:
+        UserError: not finished, or damaged.
+    """
+    listed = _listed(folder)
+    for name, written in listed.items():
+        yield written, _arrays(folder, listed, name)
+
+
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:
     """uint8 [O, I] to uint8 [O, I * bits / 8]: the first input in the lowest bits of a byte."""
     if bits == 4:
@@ -187,6 +197,10 @@ def unpack_to_nibbles(packed: np.ndarray, bits: int) -> np.ndarray:
         return packed
     halves = [(packed >> shift & 3) | ((packed >> (shift + 2) & 3) << 4) for shift in (0, 4)]
     return np.stack(halves, axis=-1).reshape(len(packed), -1)
+
+
+def _listed(folder: Path) -> dict[str, Written]:
+    return {each["name"]: Written(**each | {"shape": tuple(each["shape"])}) for each in read_about(folder)["tensors"]}
 
 
 def _stacked(folder: Path, listed: dict[str, Written], projection: str, spec: Spec) -> Palettized:

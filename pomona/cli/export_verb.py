@@ -1,4 +1,4 @@
-"""`pomona export RUN --format hf|gguf|adapter|peft`."""
+"""`pomona export RUN --format hf|gguf|pomona|adapter|peft`."""
 
 import dataclasses
 from pathlib import Path
@@ -17,12 +17,12 @@ class Export:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    format: Literal["hf", "gguf", "adapter", "peft"] = "hf"
-    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. adapter: that of a
-    recovered or adapted run, for `pomona generate --adapter`. peft: the same for the peft package, on the hf export of
-    its base."""
+    format: Literal["hf", "gguf", "pomona", "adapter", "peft"] = "hf"
+    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. pomona: one file of
+    a palettized run, for Pomona's own device runtime. adapter: that of a recovered or adapted run, for `pomona generate
+    --adapter`. peft: the same for the peft package, on the hf export of its base."""
     output: Path | None = None
-    """Where to write; RUN-FORMAT or RUN.gguf by default."""
+    """Where to write; RUN-FORMAT, RUN.gguf or RUN.pom by default."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type of the weights on disk; float16 is for gguf."""
     pad_ffn: bool = False
@@ -36,8 +36,23 @@ def run(arguments: list[str]) -> None:
     options = parse(Export, arguments, "export")
     if options.format == "gguf":
         _gguf(options)
+    elif options.format == "pomona":
+        _device(options)
     else:
         _folder(options)
+
+
+def _device(options: Export) -> None:
+    given = [f"--dtype {options.dtype}"] * (options.dtype != "float32") + ["--pad-ffn"] * options.pad_ffn
+    given += [f"--step {options.step}"] * (options.step is not None)
+    if given:
+        raise UserError(f"{given[0]} with --format pomona.", "a device file holds a run's palettes.", "leave it out.")
+    output = options.output or options.run.with_name(options.run.name + ".pom")
+    from pomona.export.device import export_device
+
+    told = export_device(options.run, output)
+    print(f"written to {output}: {told['bytes'] / 1e6:,.1f} MB, {told['bits_per_weight']:.2f} bits a linear weight")
+    print(f'next: pomona generate {output} "def main():"')
 
 
 def _folder(options: Export) -> None:

@@ -1,4 +1,4 @@
-"""`pomona generate RUN "prompt" ...`."""
+"""`pomona generate RUN|FILE "prompt" ...`."""
 
 import dataclasses
 import time
@@ -17,7 +17,7 @@ class Generate:
     """Lets a trained model continue one or more prompts."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, or a device file (`pomona export --format pomona`), which needs no JAX."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)
     """What to continue; several prompts make one batch."""
     max_tokens: int = 100
@@ -38,6 +38,10 @@ class Generate:
     """An adapter to generate with, in place of the run's own; may be given several times: once for each prompt."""
     cache: Literal["auto", "int8"] = "auto"
     """The type of the keys and values that are kept; auto: that of the computation."""
+    threads: int | None = None
+    """Of a device file: the threads that compute; all that there are by default."""
+    instruction_set: str = ""
+    """Of a device file: avx512, avx2, portable or numpy; the best that the processor has by default."""
     keep: bool = False
     """Also keep what is said, and how fast, in the run folder's samples.jsonl: its card shows it."""
 
@@ -45,12 +49,15 @@ class Generate:
 def run(arguments: list[str]) -> None:
     """Prints the prompts with their continuations."""
     options = parse(Generate, arguments, "generate")
+    if options.run.is_file():
+        return _on_device(options)
+    _refuse(options, ("threads", "instruction_set"), "a run folder", "this is for a device file")
     import jax
 
     from pomona.data.tokenizer import BEGIN, END
     from pomona.infer.generate import generate
-    from pomona.infer.sample import Sampling
     from pomona.model.config import resolve
+    from pomona.model.sampling import Sampling
     from pomona.train.load import load_model
 
     model = _with_adapters(options) if options.adapter else load_model(options.run, options.step)
@@ -68,9 +75,7 @@ def run(arguments: list[str]) -> None:
     )
     continuations, texts = speak(), []
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
-        text = model.tokenizer.decode(tokens)
-        for stop in options.stop:
-            text = text.split(stop)[0]
+        text = _until_stop(options, model.tokenizer.decode(tokens))
         texts.append(text)
         print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
     if options.keep:
@@ -78,6 +83,52 @@ def run(arguments: list[str]) -> None:
         speak()  # the same again, since the first call compiled
         rate = sum(map(len, continuations)) / (time.perf_counter() - began)
         _keep(options, model.step, texts, rate, jax.devices()[0].device_kind)
+
+
+def _until_stop(options: Generate, text: str) -> str:
+    for stop in options.stop:
+        text = text.split(stop)[0]
+    return text
+
+
+def _on_device(options: Generate) -> None:
+    """Prints the prompts with their continuations as the device runtime computes them, piece by piece."""
+    _refuse(options, ("step", "adapter", "cache", "keep"), "a device file", "this is for a run folder")
+    from pomona.device.engine import load
+    from pomona.model.sampling import Sampling
+
+    model = load(options.run, check=True)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    asked: dict[str, Any] = {"threads": options.threads, "instruction_set": options.instruction_set}
+    for number, prompt in enumerate(options.prompts):
+        print_stdout(("\n---\n" if number else "") + prompt)
+        text = printed = ""
+        for piece in model.stream(prompt, options.max_tokens, sampling, options.seed + number, **asked):
+            text += piece
+            whole = _until_stop(options, text)
+            sure = whole if len(whole) < len(text) else text[: len(text) - _held_back(options, text)]
+            print_stdout(sure[len(printed) :])
+            printed = sure
+            if len(whole) < len(text):
+                break
+        else:
+            print_stdout(text[len(printed) :])
+        print_stdout("\n")
+
+
+def _held_back(options: Generate, text: str) -> int:
+    """How many characters at the end may be the beginning of a stop."""
+    sizes = (size for stop in options.stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return max(sizes, default=0)
+
+
+def _refuse(options: Generate, names: tuple[str, ...], what: str, rule: str) -> None:
+    """Raises `UserError` where an option is given that `what` does not take."""
+    default = {field.name: field.default for field in dataclasses.fields(Generate)}
+    for name in names:
+        if getattr(options, name) != default[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} with {what}, {options.run}.", f"{rule}.", "leave it out.")
 
 
 def _with_adapters(options: Generate) -> Any:

@@ -30,8 +30,8 @@ import numpy as np
 
 from pomona.core.files import disk_errors, whole_file
 from pomona.data.loader import Batches
-from pomona.model.config import Architecture, Execution
-from pomona.model.decoder import PROJECTIONS, Decoder, Inputs, Layer, embed, layer, parameter_specs
+from pomona.model.config import PROJECTIONS, Architecture, Execution
+from pomona.model.decoder import Decoder, Inputs, Layer, embed, layer, parameter_specs
 from pomona.model.objective import TokenBatch, loss_of, self_attention
 from pomona.model.projection import matrix_shape
 from pomona.ops.norm import rms_norm

@@ -15,9 +15,10 @@ import numpy as np
 
 from pomona.core.errors import UserError
 from pomona.infer.cache import Cache, attend, empty_cache, write
-from pomona.infer.sample import Sampling, check_sampling, sample
+from pomona.infer.sample import sample
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, embed, run_layers
+from pomona.model.sampling import Sampling, check_sampling
 
 
 def advance(

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
-from pomona.model.config import Architecture
-from pomona.model.decoder import PROJECTIONS, Decoder, Layer, parameter_specs
+from pomona.model.config import PROJECTIONS, Architecture
+from pomona.model.decoder import Decoder, Layer, parameter_specs
 from pomona.model.projection import matrix_axes, matrix_shape
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted

@@ -61,6 +61,20 @@ class Execution:
     """Tokens per device whose logits exist at one time."""
 
 
+PROJECTIONS = (
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "ffn.gate",
+    "ffn.up",
+    "ffn.down",
+)
+"""The linear weights of a layer, by their places in `decoder.Layer`."""
+NORMS = ("attention_norm", "attention.query_norm", "attention.key_norm", "ffn_norm")
+"""The norms of a layer, likewise."""
+
+
 def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execution:
     """The same choices with every `auto` decided for devices of a platform: `cpu`, `gpu` or `tpu`.
 

@@ -73,17 +73,6 @@ class Decoder(Generic[P]):
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(q_BTNH, k_BTKH, v_BTKH, this layer's state) -> (out_BTNH, this layer's new state)."""
 
-PROJECTIONS = (
-    "attention.query",
-    "attention.key",
-    "attention.value",
-    "attention.output",
-    "ffn.gate",
-    "ffn.up",
-    "ffn.down",
-)
-"""The linear weights of a layer, by their places in `Layer`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:

@@ -42,6 +42,8 @@ from pomona.train.objective import Objective
 from pomona.train.objective_config import LowRank
 from pomona.train.origin import begin_at, check_origin, is_palettized, origin_model
 
+NOTHING = 1e-6
+"""The root of a singular value that no palette's error is as small as."""
 ObjectiveOf = Callable[[Run], Objective]
 
 
@@ -180,11 +182,13 @@ def _from_error(run: Run, specs: Adapter[Spec], mesh: Mesh, objective_of: Object
     def both(name: str) -> Factors[np.ndarray]:
         spec = projection(layers, name)
         measure = _error(spec)
-        a_LIR, b_LRO = [], []
+        a_LIR, b_LRO, rng = [], [], np.random.default_rng([run.seed, *name.encode()])
         for index in range(run.architecture.num_layers):
             error_IO = measure(projection(whole.layers, name), projection(base.layers, name), index)
             a_IR, b_RO = factors(np.asarray(error_IO) / scale, config_of(run).rank)
-            a_LIR.append(a_IR)
+            # Where nothing was lost both would be zero, and then no step moves either: A is drawn, as in `_zero`.
+            drawn_IR = rng.standard_normal(a_IR.shape, np.float32) * np.float32(len(a_IR) ** -0.5)
+            a_LIR.append(np.where(np.abs(b_RO).max(axis=1) < NOTHING, drawn_IR, a_IR))
             b_LRO.append(b_RO)
         return Factors(np.stack(a_LIR), np.stack(b_LRO))
 

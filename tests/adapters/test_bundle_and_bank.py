@@ -10,10 +10,10 @@ from pomona.adapters.bank import NONE, choose, empty_bank, load
 from pomona.adapters.bundle import Bundle, read_bundle, write_bundle
 from pomona.core.errors import UserError
 from pomona.infer.generate import _step, generate
-from pomona.infer.sample import Sampling
 from pomona.model.adapter import adapter_specs, attach, densify
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
+from pomona.model.sampling import Sampling
 from pomona.model.spec import initialize, map_specs
 
 SMALL = Architecture(97, 32, 2, 4, 2, 16, 48)

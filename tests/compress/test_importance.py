@@ -9,8 +9,8 @@ import pytest
 from pomona.compress import importance
 from pomona.compress.importance import Measured, measure, read
 from pomona.data.loader import Batch
-from pomona.model.config import Architecture, Execution, resolve
-from pomona.model.decoder import PROJECTIONS, parameter_specs
+from pomona.model.config import PROJECTIONS, Architecture, Execution, resolve
+from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, next_token_loss
 from pomona.model.spec import initialize
 

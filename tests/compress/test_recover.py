@@ -11,6 +11,7 @@ from pomona.checkpoint.palettes import _crc32, _read, read_about
 from pomona.compress.recover import recovery_run
 from pomona.core.errors import UserError
 from pomona.model.adapter import PLACES, detach, projection
+from pomona.model.projection import matrix_shape
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.load import load_model
@@ -50,6 +51,16 @@ def test_the_full_rank_is_the_dense_model(folders):
         pair = getattr(adapter, name)
         whole = unpack(projection(palettized.layers, name)) + pair.a @ pair.b
         np.testing.assert_allclose(whole, projection(dense.layers, name).reshape(whole.shape), atol=1e-6)
+
+
+def test_where_nothing_was_lost_it_begins_as_the_base_and_can_still_learn(folders, monkeypatch):
+    monkeypatch.setattr(
+        "pomona.train.low_rank._error", lambda spec: lambda *_: np.zeros(matrix_shape(spec), np.float32)
+    )
+    adapter = begin(folders[0])
+    for name in PLACES:
+        pair = getattr(adapter, name)
+        assert not pair.b.any() and pair.a.std() == pytest.approx(pair.a.shape[1] ** -0.5, rel=0.1), name
 
 
 def test_it_begins_alike_on_every_mesh(folders):

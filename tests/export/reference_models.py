@@ -11,10 +11,10 @@ from pomona.data.config import DataConfig, TokenizerConfig
 from pomona.data.tokenizer import Tokenizer, load_tokenizer
 from pomona.export.hf import tensors
 from pomona.infer.generate import generate
-from pomona.infer.sample import Sampling
 from pomona.model.config import Architecture, resolve
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, hidden_states
+from pomona.model.sampling import Sampling
 from pomona.model.spec import map_specs
 from pomona.optim.config import Schedule
 from pomona.train.config import Run, Stage

@@ -9,10 +9,10 @@ import pytest
 
 from pomona.core.errors import UserError
 from pomona.infer.generate import advance, empty_cache, generate
-from pomona.infer.sample import Sampling
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, hidden_states
+from pomona.model.sampling import Sampling
 from pomona.model.spec import initialize
 
 ARCHITECTURE = Architecture(97, 32, 3, 4, 2, 16, 48)

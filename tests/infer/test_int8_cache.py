@@ -7,9 +7,9 @@ import pytest
 
 from pomona.infer.cache import Int8, attend, empty_cache, quantize
 from pomona.infer.generate import advance, generate
-from pomona.infer.sample import Sampling
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
+from pomona.model.sampling import Sampling
 from pomona.model.spec import initialize
 
 ARCHITECTURE = Architecture(97, 32, 3, 4, 2, 16, 48)

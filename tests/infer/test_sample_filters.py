@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomona.infer.sample import Sampling, sample
+from pomona.infer.sample import sample
+from pomona.model.sampling import Sampling
 
 DRAWS = 40_000
 LOGITS = np.array([2.0, -1.0, 0.5, 0.49, 3.0, -4.0, 0.0, 1.5, 2.5, -0.3])

@@ -1,0 +1,70 @@
+// AVX-512 VNNI: tables by vpshufb, products by vpdpbusd. Its left side is unsigned, so weights are raised by 128, and
+// 128 times the sum of the block's integers is where the count begins.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in a header of GCC 12
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,bmi2")
+
+namespace pomona {
+namespace {
+
+typedef __m512i Table;  // the entries four times, raised by 128
+
+inline Table spread(const int8_t *entries) {
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)entries));
+    return _mm512_xor_si512(table, _mm512_set1_epi8((char)0x80));
+}
+
+template <int BITS, int TOKENS, typename Integers>
+inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x, int stride, const int32_t *sums, int sums_stride, Integers *dots) {
+    constexpr int PARTS = 8 / BITS;
+    const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1), raise = _mm512_set1_epi8((char)0x80);
+    __m512i total[TOKENS];
+    for (int t = 0; t < TOKENS; t++) total[t] = _mm512_set1_epi32(-128 * sums[(int64_t)t * sums_stride]);
+#pragma GCC unroll 16
+    for (int k = 0; k < BLOCK; k += PARTS * 4) {
+        __m512i raw = _mm512_loadu_si512(packed + k / (PARTS * 4) * 64);
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            __m512i weight;
+            if (BITS == 8) {
+                weight = _mm512_xor_si512(raw, raise);
+            } else {
+                weight = _mm512_shuffle_epi8(table, _mm512_and_si512(raw, mask));
+                raw = _mm512_srli_epi16(raw, BITS & 7);
+            }
+#pragma GCC unroll 8
+            for (int t = 0; t < TOKENS; t++) {
+                int32_t four;
+                __builtin_memcpy(&four, x + (int64_t)t * stride + k + part * 4, 4);
+                total[t] = _mm512_dpbusd_epi32(total[t], weight, _mm512_set1_epi32(four));
+            }
+        }
+    }
+    for (int t = 0; t < TOKENS; t++) __builtin_memcpy(&dots[t], &total[t], sizeof dots[t]);
+}
+
+#include "lanes.inc"
+
+const Kernels KERNELS = POMONA_KERNELS("avx512");
+
+}  // namespace
+
+const Kernels *avx512_kernels() {
+    const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                       __builtin_cpu_supports("avx512vnni");
+    return there ? &KERNELS : nullptr;
+}
+
+}  // namespace pomona
+#pragma GCC pop_options
+#else
+namespace pomona {
+const Kernels *avx512_kernels() { return nullptr; }
+}  // namespace pomona
+#endif

@@ -1,0 +1,199 @@
+"""The device runtime: one model by every instruction set, any number of threads, any way of feeding it, and by JAX."""
+
+import dataclasses
+import subprocess
+import sys
+from operator import attrgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pomona.cli.main import main
+from pomona.core.errors import UserError
+from pomona.data.tokenizer import BEGIN
+from pomona.device import library, portable
+from pomona.device.engine import instruction_sets, load
+from pomona.device.layout import integers
+from pomona.device.sample import draw
+from pomona.infer.sample import sample
+from pomona.model.config import PROJECTIONS, resolve
+from pomona.model.decoder import parameter_specs
+from pomona.model.objective import TokenBatch, hidden_states
+from pomona.model.sampling import Sampling
+from pomona.train.load import load_model
+
+TOKENS = [BEGIN, *np.random.default_rng(0).integers(3, 400, 99).tolist()]
+
+
+@pytest.fixture(scope="module")
+def model(pom):
+    return load(pom)
+
+
+@pytest.fixture(scope="module")
+def logits(model):
+    """float32 [100, 400], by the best instruction set."""
+    return model.open(context=100, threads=1).advance(TOKENS, every=True)
+
+
+@pytest.mark.parametrize("name", [name for name in instruction_sets() if name != "numpy"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_instruction_sets_and_threads_change_no_bit(model, logits, name, threads):
+    found = model.open(context=128, threads=threads, instruction_set=name).advance(TOKENS, every=True)
+    np.testing.assert_array_equal(found, logits)
+
+
+def test_numpy_computes_the_same(model, logits):
+    found = model.open(context=100, instruction_set="numpy").advance(TOKENS, every=True)
+    np.testing.assert_allclose(found, logits, atol=2e-3 * np.abs(logits).max())
+    assert np.abs(found - logits).mean() < 1e-5 * np.abs(logits).max()
+
+
+def by_jax(one, params):
+    """float32 [100, 400]: the logits of a run's decoder with some weights."""
+    rows = (TOKENS, TOKENS, [1] * len(TOKENS), list(range(len(TOKENS))))
+    batch = TokenBatch(*(jnp.asarray([row], jnp.int32) for row in rows))
+    execution = resolve(one.run.execution, "cpu")
+    hidden_BTD = hidden_states(params, batch, one.run.architecture, execution, one.stage.rope_base)
+    return np.asarray(hidden_BTD[0] @ params.embedding.T)
+
+
+def test_rounding_moves_the_distribution_of_jax_a_little(palettized, logits):
+    one = load_model(palettized)
+    ours, theirs = (jax.nn.log_softmax(jnp.asarray(x)) for x in (logits, by_jax(one, one.params)))
+    divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    assert 0 < float(divergence.mean()) < 1e-3, "nats a token"
+
+
+def test_without_rounding_it_is_the_decoder_of_jax_on_the_same_weights(palettized, model, monkeypatch):
+    one = load_model(palettized)
+    dense = {name: integers(m) * m.factors[:, None] for name, m in model.file.matrices.items()}
+    layers = one.params.layers
+    for place in PROJECTIONS:
+        weights = np.stack([dense[f"layers.{layer:02}.{place}"].T for layer in range(2)])
+        spec = attrgetter(place)(parameter_specs(one.run.architecture).layers)
+        block, name = place.split(".")
+        changed = dataclasses.replace(getattr(layers, block), **{name: jnp.asarray(weights.reshape(spec.shape))})
+        layers = dataclasses.replace(layers, **{block: changed})
+    params = dataclasses.replace(one.params, embedding=jnp.asarray(dense["embedding"][:400]), layers=layers)
+    monkeypatch.setattr(portable, "narrow", lambda x: (x, np.ones(x.shape[:-1], np.float32)))
+    session = portable.PortableSession(model.file, 100)
+    session.kept = session.kept.astype(np.float32)
+    np.testing.assert_allclose(session.advance(TOKENS, every=True), by_jax(one, params), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_token_by_token_and_in_pieces_it_is_the_same(model, name):
+    own = model.open(context=100, instruction_set=name).advance(TOKENS, every=True)
+    close = (
+        np.testing.assert_array_equal if name != "numpy" else lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2)
+    )
+    session = model.open(context=100, instruction_set=name)
+    close(session.advance(TOKENS[:70]), own[69])
+    for index in range(70, 75):
+        close(session.advance(TOKENS[index : index + 1]), own[index])
+    assert session.length == 75
+    session.forget(30)  # another text with the same beginning
+    close(session.advance(TOKENS[30:80], every=True), own[30:80])
+    session.forget(500)
+    assert session.length == 80
+
+
+def test_score_is_the_loss_of_every_token(model):
+    text = "the quick brown fox"
+    tokens = model.encode(text)
+    logits = model.open(context=len(tokens)).advance(tokens[:-1], every=True).astype(np.float64)
+    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(tokens) - 1), tokens[1:]]
+    np.testing.assert_allclose(model.score(text), expected, rtol=1e-9)
+    assert model.score("").shape == (0,)
+
+
+def test_generation_goes_on_to_the_end_of_the_context_and_no_further(model):
+    session = model.open(context=20)
+    said = list(session.generate(TOKENS[:10], max_tokens=50, sampling=Sampling(0.0)))
+    assert len(said) == 11 and session.length == 20, "the last token needs no room"
+    again = model.open(context=40)
+    assert list(again.generate(TOKENS[:10], max_tokens=11, sampling=Sampling(0.0))) == said
+    with pytest.raises(UserError, match="10 are to come"):
+        list(model.open(context=9).generate(TOKENS[:10]))
+
+
+def test_what_streams_is_the_text_of_the_tokens(model):
+    tokens = list(model.open(context=64).generate(model.encode("the"), 40, Sampling(1.0), seed=3))
+    pieces = list(model.stream("the", 40, Sampling(1.0), seed=3))
+    assert "".join(pieces) == model.tokenizer.decode(tokens) and len(pieces) > 3
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.7), Sampling(1.3, top_k=5), Sampling(1.0, top_p=0.6), Sampling(2.0, 7, 0.8)]
+)
+def test_draws_have_the_distribution_that_jax_samples_from(sampling):
+    logits = np.random.default_rng(4).normal(size=12).astype(np.float32) * 2
+    rng, count = np.random.default_rng(5), 20_000
+    ours = np.bincount([draw(logits, sampling, rng) for _ in range(count)], minlength=12) / count
+    keys = jax.random.split(jax.random.key(6), count)
+    theirs = jax.vmap(lambda key: sample(jnp.asarray(logits)[None], key, sampling)[0])(keys)
+    theirs = np.bincount(np.asarray(theirs), minlength=12) / count
+    if sampling.top_k or sampling.top_p < 1:
+        assert np.array_equal(ours > 0, theirs > 0), "the same tokens are left"
+    assert np.abs(ours - theirs).max() < 0.02, "five standard deviations"
+
+
+def test_bad_requests_are_one_clear_error(model):
+    for wrong, problem in (
+        (lambda: model.open(instruction_set="neon9"), "has no 'neon9'"),
+        (lambda: model.open(context=0), "context of 0"),
+        (lambda: model.open(context=1 << 30), "no memory for a context"),
+        (lambda: model.open(context=8).advance([]), "no tokens"),
+        (lambda: model.open(context=8).advance([1, 400]), "token 400"),
+        (lambda: model.open(context=8).advance([-1]), "-1"),
+        (lambda: model.open(context=8).advance(TOKENS[:9]), "room for 8"),
+        (lambda: list(model.open(context=8).generate([1], 2, Sampling(-1.0))), "temperature -1"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            wrong()
+
+
+def test_without_a_compiler_numpy_computes(model, monkeypatch):
+    monkeypatch.setattr(library, "_library", lambda: None)
+    assert instruction_sets() == ("numpy",)
+    assert model.open(context=8).advance(TOKENS[:8]).shape == (400,)
+
+
+def test_the_commands(palettized, tmp_path, capsys):
+    file = str(tmp_path / "m.pom")
+    assert main(["export", str(palettized), "--format", "pomona", "--output", file]) == 0
+    assert f"pomona generate {file}" in capsys.readouterr().out
+
+    def say(*words):
+        assert main(["generate", file, *words, "--max-tokens", "12"]) == 0
+        return capsys.readouterr().out
+
+    greedy = say("the quick", "--temperature", "0", "--threads", "1")
+    assert greedy.startswith("the quick") and greedy == say(
+        "the quick", "--temperature", "0", "--instruction-set", "portable"
+    )
+    assert say("a", "b", "--seed", "1").count("\n---\n") == 1
+    added = greedy.removeprefix("the quick").rstrip("\n")
+    cut = say("the quick", "--temperature", "0", "--stop", added[3:6])
+    assert cut.rstrip("\n") == "the quick" + added[: added.index(added[3:6])]
+    for words, problem in (
+        (["generate", file, "a", "--keep"], "--keep with a device file"),
+        (["generate", str(palettized), "a", "--threads", "2"], "--threads with a run folder"),
+        (["export", str(palettized), "--format", "pomona", "--output", file], "exists already"),
+        (["export", str(palettized.with_name("dense")), "--format", "pomona"], "is not palettized"),
+        (["export", str(palettized), "--format", "pomona", "--dtype", "bfloat16"], "--dtype bfloat16 with"),
+    ):
+        assert main(words) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_a_device_needs_no_jax(pom):
+    code = (
+        "import sys; from pomona.cli.main import main; main(['generate', sys.argv[1], 'the', '--max-tokens', '3']);"
+        "assert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(pom)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
