@@ -140,10 +140,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = ROOT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=default, help=f"a folder with {TEXT}")
-    parser.add_argument("--steps", type=int, default=400, help="of each student")
-    parser.add_argument("--parent-steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=200, help="of each student")
+    parser.add_argument("--parent-steps", type=int, default=800)
     parser.add_argument("--mask-steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens in a step")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 256 tokens in a step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="a part of the table")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation")
