@@ -15,7 +15,8 @@ from pomona.train.origin import is_palettized, origin_of
 
 TOKEN_SHARE = 0.0015
 """Of the tokens that the base was trained on (afm-recipe section 8)."""
-LEAST_STEPS = 20
+LEAST_STEPS = 60
+"""What a small model needs, whose 0.15 % are a step or two: docs/benchmarks/compress.md."""
 PEAK_LEARNING_RATE = 3e-3
 """Of AdaStar: docs/adapters.md has what was tried."""
 

@@ -46,5 +46,7 @@ def folders(cache, tmp_path_factory):
 def recovered(folders):
     """The folder of a recovery on a mesh, and what training returned."""
     path = folders[0].with_name("recovered")
-    run = dataclasses.replace(recovery_run(folders[0]), mesh=MeshConfig(data=4, fsdp=2))
+    run = recovery_run(folders[0])
+    stages = (dataclasses.replace(run.stages[0], steps=20),)
+    run = dataclasses.replace(run, stages=stages, mesh=MeshConfig(data=4, fsdp=2))
     return path, train(run, path)
