@@ -3,17 +3,20 @@
     .venv/llama/bin/python bench/llama_peer.py answer MODEL < QUESTIONS     tokens, texts and logits
     .venv/llama/bin/python bench/llama_peer.py quantize SOURCE TARGET Q4_0
     .venv/llama/bin/python bench/llama_peer.py nats MODEL WINDOWS.npz       the loss on windows of tokens
+    .venv/llama/bin/python bench/llama_peer.py speed MODEL THREADS TOKENS   seconds of a token, of 512 at once
 
-Nothing of Pomona is imported here. The last line is JSON. Keys and values are kept in float32 and attention is the
-plain one, so that what is measured is the weights. QUESTIONS is JSON: {"texts": [...], "prompts": [[id, ...], ...]}.
-WINDOWS.npz holds `ids` int32 [W, T + 1], padded, and `lengths` int32 [W], the ids of each window.
+Nothing of Pomona is imported here. The last line is JSON. But for `speed`, keys and values are kept in float32 and
+attention is the plain one, so that what is measured is the weights. QUESTIONS is JSON: {"texts": [...], "prompts":
+[[id, ...], ...]}. WINDOWS.npz holds `ids` int32 [W, T + 1], padded, and `lengths` int32 [W], the ids of each window.
 """
 
 import argparse
 import ctypes
 import json
 import os
+import statistics
 import sys
+import time
 
 import llama_cpp
 import numpy as np
@@ -105,16 +108,46 @@ def nats(path, windows):
     return {"nats": sums, **bits(path)}
 
 
+def speed(path, threads, tokens):
+    """Seconds of a token after 128, the median, and of 512 tokens at once, with llama.cpp's own defaults."""
+    threads, tokens, prompt = int(threads), int(tokens), 512
+    model = llama_cpp.Llama(
+        path,
+        n_ctx=prompt + tokens + 1,
+        n_batch=prompt,
+        n_ubatch=prompt,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+    rng = np.random.default_rng(1)
+    ids = rng.integers(3, model.n_vocab(), prompt).tolist()
+    model.eval(ids[:8])  # the file comes into memory
+    model.reset()
+    start = time.perf_counter()
+    model.eval(ids)
+    prefill, seconds = time.perf_counter() - start, []
+    model.reset()
+    model.eval(ids[:128])
+    for token in rng.integers(3, model.n_vocab(), tokens).tolist():
+        start = time.perf_counter()
+        model.eval([token])
+        seconds.append(time.perf_counter() - start)
+    return {"decode": statistics.median(seconds), "prefill": prefill}
+
+
 def main():
     """One question, one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("answer", "quantize", "nats"))
+    parser.add_argument("what", choices=("answer", "quantize", "nats", "speed"))
     parser.add_argument("arguments", nargs="+")
     options = parser.parse_args()
     if options.what == "answer":
         found = answer(*options.arguments, json.load(sys.stdin))
     elif options.what == "quantize":
         found = quantize(*options.arguments)
+    elif options.what == "speed":
+        found = speed(*options.arguments)
     else:
         path, windows = options.arguments
         found = nats(path, np.load(windows))

@@ -106,7 +106,7 @@ class Session:
     """One sequence: its keys and values, and the threads that compute. Not to be used by two callers at once."""
 
     def __init__(self, model: DeviceModel, context: int, threads: int, instruction_set: str) -> None:
-        self.model, self.context = model, context
+        self.model, self.context, self.instruction_set = model, context, instruction_set
         self._check(context, threads, instruction_set)
         self._portable = PortableSession(model.file, context) if instruction_set == PORTABLE else None
         if self._portable is None:
