@@ -1,9 +1,13 @@
-"""Eight virtual CPU devices for every test, and one store of compiled programs for a session's processes."""
+"""Eight virtual CPU devices for every test, one store of compiled programs for their processes, one small text."""
 
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,3 +17,14 @@ compiled = tempfile.mkdtemp(prefix="pomona-tests-")
 atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))  # small_run.py is a module of the tests beside it
+from small_run import write_text  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder of text for `small_run`, which keeps its prepared tokens there."""
+    path = tmp_path_factory.mktemp("cache")
+    write_text(path)
+    return path

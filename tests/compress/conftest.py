@@ -6,22 +6,13 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("compress", "train"):  # small_palettes.py and small_run.py are modules beside the tests
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-from small_palettes import write_dense, write_palettized  # noqa: E402
-from small_run import changed, start, write_text  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))  # small_palettes.py and others are modules beside the tests
+from small_palettes import write_dense, write_palettized
+from small_run import changed, start
 
-from pomona.compress.recover import recovery_run  # noqa: E402
-from pomona.parallel.config import MeshConfig  # noqa: E402
-from pomona.train.loop import train  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """A folder of text for `small_run`, which keeps its prepared tokens there."""
-    path = tmp_path_factory.mktemp("cache")
-    write_text(path)
-    return path
+from pomona.compress.recover import recovery_run
+from pomona.parallel.config import MeshConfig
+from pomona.train.loop import train
 
 
 @pytest.fixture(scope="session")

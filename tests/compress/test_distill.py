@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # plain_decoder.py and small_run.py are modules beside the tests
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from plain_decoder import logits
 from small_run import at_log, begin, changed, events, finish, losses, small_run, start, whole_events, write_text
 
