@@ -65,6 +65,6 @@ def resolve(name: str, arguments: list[str]) -> tuple[Run, Path]:
     if begin is not None:
         from pomona.train.origin import check_dense, origin_of
 
-        check_dense(Path(begin))
         configured = dataclasses.replace(configured, origin=origin_of(Path(begin)))
+        check_dense(Path(begin))
     return configured, Path(folder or f"runs/{name}")
