@@ -40,7 +40,7 @@ from pomona.ops.rope import rotation
 Weights = Literal["fisher", "activation", "none"]
 
 TOKENS_AT_ONCE = 32_768
-"""With so many, a layer's inputs take a quarter of what its sums take at the size of AFM-on-device, and so on disk."""
+"""With so many, a layer's inputs are as large on disk as its sums, at the size of AFM-on-device."""
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """By projection: the sum, [I, O] or [I, 1], and what it is divided by."""
 

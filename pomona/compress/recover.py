@@ -6,12 +6,11 @@ It is a run by the one loop, with `LowRank` as its objective: this file only say
 import dataclasses
 from pathlib import Path
 
-from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.optim.config import Schedule
 from pomona.train.config import Run, Stage, stage_of, total_tokens
 from pomona.train.objective_config import LowRank
-from pomona.train.origin import is_palettized, origin_of
+from pomona.train.origin import check_palettized, origin_of
 
 TOKEN_SHARE = 0.0015
 """Of the tokens that the base was trained on (afm-recipe section 8)."""
@@ -31,12 +30,7 @@ def recovery_run(source: Path, rank: int | None = None) -> Run:
         UserError: `source` is no palettized run folder.
     """
     run = read_config(RunFolder(source), Run)
-    if not is_palettized(source):
-        raise UserError(
-            f"{source} is not palettized.",
-            "recovery trains what palettizing has lost back into an adapter.",
-            f"pomona palettize {source} --bits 3.7 --run {source}-palettized, then recover that one.",
-        )
+    check_palettized(source, "recovery trains what palettizing has lost back into an adapter.")
     last = stage_of(run, origin_of(source).step)
     steps = max(LEAST_STEPS, round(TOKEN_SHARE * total_tokens(run) / last.batch_tokens))
     objective = LowRank() if rank is None else LowRank(rank=rank)

@@ -150,10 +150,11 @@ class Session:
         else:
             logits = np.empty((len(ids), V) if every else V, np.float32)
             narrow = np.ascontiguousarray(ids, np.int32)
-            self._native.pomona_advance(
+            failed = self._native.pomona_advance(
                 *(self._handle, library.pointer(narrow, c_int32), len(narrow), int(every)),
                 library.pointer(logits, c_float),
             )
+            assert not failed, "there is room, as was asked above"
         if not np.isfinite(logits).all():
             raise UserError(
                 "the model's logits are not finite numbers.",

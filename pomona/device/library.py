@@ -43,7 +43,7 @@ class Architecture(ctypes.Structure):
     """PomonaArchitecture."""
 
     _fields_ = (
-        *((f"{name}", c_int32) for name in ("vocab_size", "model_dim", "num_layers", "num_heads", "num_kv_heads")),
+        *((name, c_int32) for name in ("vocab_size", "model_dim", "num_layers", "num_heads", "num_kv_heads")),
         *((name, c_int32) for name in ("head_dim", "ffn_dim")),
         ("norm_epsilon", c_float),
         ("rope_base", c_double),
@@ -74,7 +74,6 @@ def _library() -> ctypes.CDLL | None:
         ("pomona_advance", c_int32, (c_void_p, POINTER(c_int32), c_int32, c_int32, floats)),
         ("pomona_length", c_int32, (c_void_p,)),
         ("pomona_forget", None, (c_void_p, c_int32)),
-        ("pomona_session_bytes", c_int64, (c_void_p,)),
         ("pomona_product", c_int32, (POINTER(Matrix), floats, c_int32, c_int32, c_char_p, floats)),
         ("pomona_read_seconds", c_double, (c_void_p, c_int64, c_int32, c_int32)),
     ):

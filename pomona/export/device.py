@@ -19,7 +19,8 @@ from pomona.device.layout import DeviceMatrix, from_integers, from_palette
 from pomona.model.config import NORMS
 from pomona.ops.palette import BALANCED, GROUP, unpack_nibbles
 from pomona.train.config import Run, stage_of
-from pomona.train.origin import is_palettized
+from pomona.train.objective_config import LowRank
+from pomona.train.origin import check_palettized
 
 
 def export_device(path: Path, target: Path) -> dict[str, float]:
@@ -31,12 +32,13 @@ def export_device(path: Path, target: Path) -> dict[str, float]:
     """
     check_new_file(target)
     run = read_config(RunFolder(path), Run)
-    if not is_palettized(path):
+    if isinstance(run.objective, LowRank) and run.origin is not None:
         raise UserError(
-            f"{path} is not palettized.",
-            "a device file holds palettes.",
-            f"pomona palettize {path} --bits 3.7 --run {path}-palettized, then export that one.",
+            f"{path} holds an adapter for {run.origin.run}.",
+            "a device file holds palettes; the device runtime takes no adapters yet.",
+            f"pomona export {run.origin.run} --format pomona, for the palettized model without it.",
         )
+    check_palettized(path, "a device file holds palettes.")
     assert run.origin is not None, "a palettized model was made from a run"
     check_device_shape(run.architecture)
     palettes, told = RunFolder(path).palettes, read_about(RunFolder(path).palettes)

@@ -40,7 +40,7 @@ from pomona.parallel.mesh import from_first
 from pomona.train.config import Run
 from pomona.train.objective import Objective
 from pomona.train.objective_config import LowRank
-from pomona.train.origin import begin_at, check_origin, is_palettized, origin_model
+from pomona.train.origin import begin_at, check_origin, check_palettized, is_palettized, origin_model
 
 NOTHING = 1e-6
 """The root of a singular value that no palette's error is as small as."""
@@ -147,12 +147,7 @@ def _begin(run: Run, specs: Adapter[Spec], objective_of: ObjectiveOf) -> Callabl
         return begin_at(origin, specs)
     if start == "zero":
         return lambda mesh: _zero(run, specs, mesh)
-    if not is_palettized(Path(origin.run)):
-        raise UserError(
-            f"{origin.run} is not palettized.",
-            "a recovery adapter gives back what palettizing has lost.",
-            f"pomona palettize {origin.run} --run {origin.run}-palettized, then recover that one.",
-        )
+    check_palettized(Path(origin.run), "a recovery adapter gives back what palettizing has lost.")
     return lambda mesh: _from_error(run, specs, mesh, objective_of)
 
 

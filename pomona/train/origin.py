@@ -95,6 +95,16 @@ def _check_not_palettized(path: Path) -> None:
         )
 
 
+def check_palettized(path: Path, rule: str) -> None:
+    """Raises `UserError`, with the rule of who asks, where a run folder holds no palettes."""
+    if not is_palettized(path):
+        raise UserError(
+            f"{path} is not palettized.",
+            rule,
+            f"pomona palettize {path} --bits 3.7 --run {path}-palettized, then the same with that one.",
+        )
+
+
 def check_same_shape(origin: Origin, architecture: Architecture) -> None:
     """Raises `UserError` where a run has another shape than the model that it begins from."""
     theirs = dataclasses.asdict(read_config(RunFolder(Path(origin.run)), Run).architecture)

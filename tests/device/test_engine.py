@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from pomona.cli.main import main
+from pomona.compress.recover import recovery_run
+from pomona.core.config import to_json
 from pomona.core.errors import UserError
+from pomona.core.files import write_json
 from pomona.data.tokenizer import BEGIN
 from pomona.device import library, portable
 from pomona.device.engine import instruction_sets, load
 from pomona.device.layout import integers
 from pomona.device.sample import draw
+from pomona.export.device import export_device
 from pomona.infer.sample import sample
 from pomona.model.config import PROJECTIONS, resolve
 from pomona.model.decoder import parameter_specs
@@ -188,6 +192,15 @@ def test_the_commands(palettized, tmp_path, capsys):
     ):
         assert main(words) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_an_adapter_alone_is_not_exported(palettized, tmp_path):
+    folder = tmp_path / "recovered"
+    folder.mkdir()
+    write_json(folder / "config.json", to_json(recovery_run(palettized)))
+    with pytest.raises(UserError, match=f"holds an adapter for {palettized}"):
+        export_device(folder, tmp_path / "new.pom")
+    assert not (tmp_path / "new.pom").exists()
 
 
 def test_a_device_needs_no_jax(pom):

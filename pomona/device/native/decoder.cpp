@@ -40,7 +40,7 @@ struct Share {
         : first((int)((int64_t)count * index / of)), last((int)((int64_t)count * (index + 1) / of)) {}
 };
 
-// Memory on cache-line boundaries, counted.
+// Memory on cache-line boundaries.
 class Memory {
   public:
     template <typename T>
@@ -50,18 +50,15 @@ class Memory {
         if (!place) throw std::bad_alloc();
         std::memset(place, 0, (size_t)bytes);
         held_.emplace_back(place, std::free);
-        bytes_ += bytes;
         return (T *)place;
     }
     Quantized quantized(int64_t tokens, int inputs) {
         const int size = padded(inputs);
         return {array<int8_t>(tokens * size), array<float>(tokens * size / BLOCK), array<int32_t>(tokens * size / BLOCK)};
     }
-    int64_t bytes() const { return bytes_; }
 
   private:
     std::vector<std::unique_ptr<void, void (*)(void *)>> held_;
-    int64_t bytes_ = 0;
 };
 
 }  // namespace
@@ -83,7 +80,6 @@ struct PomonaSession {
     int8_t *keys, *values;        // [layers][K][context][H]
     float *key_scales, *value_scales;  // [layers][K][context]
     float *scores;                // [threads][N / K][context + 16]
-    std::atomic<bool> broken{false};
 
     PomonaSession(const PomonaModel &m, int room, int threads, const Kernels &kernels)
         : model(m), a(m.architecture), with(kernels), team(threads), context(room) {
@@ -259,16 +255,12 @@ struct PomonaSession {
     void take_logits(int rows, float *logits) {
         for (int t = 0; t < rows; t++) {
             const float *from = hidden + (int64_t)t * model.embedding.outputs;
-            float *to = logits + (int64_t)t * a.vocab_size;
-            std::memcpy(to, from, sizeof(float) * (size_t)a.vocab_size);
-            for (int v = 0; v < a.vocab_size; v++)
-                if (!std::isfinite(to[v])) broken = true;
+            std::memcpy(logits + (int64_t)t * a.vocab_size, from, sizeof(float) * (size_t)a.vocab_size);
         }
     }
 
-    int advance(const int32_t *tokens, int total, bool every, float *logits) {
-        if (total > context - length) return 1;
-        broken = false;
+    bool advance(const int32_t *tokens, int total, bool every, float *logits) {
+        if (total > context - length) return false;
         for (int first = 0; first < total; first += CHUNK) {
             const int count = std::min(CHUNK, total - first);
             const bool last = first + count == total;
@@ -280,7 +272,7 @@ struct PomonaSession {
             if (every || last) take_logits(every ? count : 1, logits + (every ? (int64_t)first * a.vocab_size : 0));
             length += count;
         }
-        return broken ? 2 : 0;
+        return true;
     }
 };
 
@@ -309,7 +301,7 @@ PomonaSession *pomona_open(const PomonaModel *model, int32_t context, int32_t th
 void pomona_close(PomonaSession *session) { delete session; }
 
 int32_t pomona_advance(PomonaSession *session, const int32_t *tokens, int32_t count, int32_t every, float *logits) {
-    return session->advance(tokens, count, every != 0, logits);
+    return session->advance(tokens, count, every != 0, logits) ? 0 : 1;
 }
 
 int32_t pomona_length(const PomonaSession *session) { return session->length; }
@@ -317,8 +309,6 @@ int32_t pomona_length(const PomonaSession *session) { return session->length; }
 void pomona_forget(PomonaSession *session, int32_t length) {
     if (length < session->length) session->length = length < 0 ? 0 : length;
 }
-
-int64_t pomona_session_bytes(const PomonaSession *session) { return session->memory.bytes(); }
 
 int32_t pomona_product(const PomonaMatrix *m, const float *x, int32_t size, int32_t tokens, const char *set, float *out) {
     const Kernels *kernels = kernels_called(set);

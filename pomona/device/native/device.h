@@ -47,15 +47,12 @@ PomonaSession *pomona_open(const PomonaModel *, int32_t context, int32_t threads
 void pomona_close(PomonaSession *);
 
 /* Runs `count` more tokens. Writes the logits [vocab_size] after the last one, or after each [count][vocab_size].
- * 0: done; 1: the context has no room, and nothing was done; 2: a number is not finite. */
+ * 0: done; 1: the context has no room, and nothing was done. */
 int32_t pomona_advance(PomonaSession *, const int32_t *tokens, int32_t count, int32_t every, float *logits);
 
 /* How many tokens are kept, and to forget all after the first `length`. */
 int32_t pomona_length(const PomonaSession *);
 void pomona_forget(PomonaSession *, int32_t length);
-
-/* The bytes that a session has allocated. */
-int64_t pomona_session_bytes(const PomonaSession *);
 
 /* For tests and benches: one product, out [tokens][outputs] = x [tokens][size] times the matrix, on one thread. */
 int32_t pomona_product(const PomonaMatrix *, const float *x, int32_t size, int32_t tokens, const char *set, float *out);

@@ -47,11 +47,14 @@ inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x
 const Kernels KERNELS = POMONA_KERNELS("avx2");
 
 }  // namespace
+}  // namespace pomona
+#pragma GCC pop_options
 
+namespace pomona {
+// For every processor, as it asks what this one has.
 const Kernels *avx2_kernels() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? &KERNELS : nullptr; }
 
 }  // namespace pomona
-#pragma GCC pop_options
 #else
 namespace pomona {
 const Kernels *avx2_kernels() { return nullptr; }

@@ -53,7 +53,11 @@ inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x
 const Kernels KERNELS = POMONA_KERNELS("avx512");
 
 }  // namespace
+}  // namespace pomona
+#pragma GCC pop_options
 
+namespace pomona {
+// For every processor, as it asks what this one has.
 const Kernels *avx512_kernels() {
     const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -62,7 +66,6 @@ const Kernels *avx512_kernels() {
 }
 
 }  // namespace pomona
-#pragma GCC pop_options
 #else
 namespace pomona {
 const Kernels *avx512_kernels() { return nullptr; }
