@@ -53,7 +53,7 @@ bench-ablation: .venv/dev  ## pruned, distilled, both, neither: the ordering of 
 bench-compress: .venv/dev .venv/llama  ## bits per byte at every compressed size, beside llama.cpp's quantizations
 	.venv/bin/python bench/compress.py
 
-bench-decode: .venv/dev .venv/llama  ## tokens a second of a 3 B model on this CPU, beside llama.cpp
+bench-decode: .venv/peers .venv/llama  ## tokens a second of a 3 B model on this CPU, beside llama.cpp and PyTorch
 	.venv/bin/python bench/decode.py
 
 bench-kernel-cycles: .venv/base .venv/libtpu  ## busy matrix units in the attention kernel's code

@@ -1,231 +1,138 @@
-"""Decoding speed of the device runtime beside llama.cpp, on a model of the shape of AFM-on-device with random weights.
+"""Decoding speed of the device runtime beside llama.cpp and PyTorch, on a model of the shape of AFM-on-device, and what
+it costs in quality, on the trained pair of `make demo`.
 
     make bench-decode
 
-Random palettes at 3.7 bits (15 % of the weights at 2 bits, the rest at 4) and on the balanced 2-bit grid, each as one
-device file; random blocks as GGUF files in the types that llama.cpp's Q4_0 and Q4_K_M give each tensor, its
-feed-forward block widened to a multiple of 256. Speed does not depend on what weights say, as long as they differ.
+Random weights of the real size (random_models.py): ours at 3.7 bits and at 2, llama.cpp's Q4_K_M, Q4_0 and Q2_K, and
+PyTorch in bfloat16 as `transformers` runs it. Decoding is the median time of a token after a prompt; prefill is that of
+512 tokens at once. Runtimes take turns, each in a process of its own; ratios are tokens a second over theirs, by
+medians over rounds. `share_of_bandwidth` is what our 3.7-bit model reads a token, times its tokens a second, over what as many
+threads read from a large array. The long context is timed once.
 
-Decoding is the time of a token after a prompt, the median over tokens; prefill is that of 512 tokens at once. Runtimes
-take turns, each in a process of its own. `share_of_bandwidth` is what our 3.7-bit model reads a token (weights, tables,
-factors, keys and values), times its tokens a second, over what as many threads read from a large array.
-`ratio_...` is our tokens a second over llama.cpp's. The last line is JSON; the ratios are those of the most threads.
+What adapters and guesses cost is timed within one process, in turns. Guesses are right as often as those of a look-up
+are on the trained model, continuing held-out text.
+
+The last line is JSON; its ratios are those of the most threads.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
+import decode_parts
+from random_models import OURS, PEERS, files
 
 ROOT = Path(__file__).parents[1]
-PROMPT, PREFILL = 128, 512
-OURS, PEERS = ("3.7", "2"), ("Q4_K_M", "Q4_0")
-LOW_SHARE = 0.15  # of the weights at 2 bits, for an average of 3.7
-BLOCKS = {"Q4_0": (32, 18), "Q4_K": (256, 144), "Q6_K": (256, 210)}  # weights and bytes of a block
-HALVES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}  # where a block has its float16 factors
+LONG, PREFILL = 4096, 512
+TORCH = "bf16"
 
 
-def write_ours(path, kind):
-    """A device file with random palettes, tensor by tensor."""
-    from pomona.core.config import to_json
-    from pomona.device.file import matrix_shapes, norm_shapes, write_file
-    from pomona.device.layout import packed_bytes
-    from pomona.model.presets import AFM_DEVICE
-
-    rng, shapes = np.random.default_rng(0), matrix_shapes(AFM_DEVICE)
-    low = lambda number: kind == "2" or (number + 1) * LOW_SHARE % 1 < LOW_SHARE
-    bits = {name: 2 if low(number) else 4 for number, name in enumerate(shapes)} | {"embedding": 8}
-
-    def tensors():
-        for name, (outputs, inputs) in shapes.items():
-            yield f"{name}.packed", rng.integers(0, 256, (outputs // 16, packed_bytes(inputs, bits[name])), np.uint8)
-        for name, (outputs, inputs) in shapes.items():
-            if name != "embedding":
-                yield f"{name}.tables", rng.integers(-127, 128, (outputs // 16, 16)).astype(np.int8)
-            yield f"{name}.factors", np.full(outputs, inputs**-0.5 / 64, np.float32)
-        for name, shape in norm_shapes(AFM_DEVICE).items():
-            yield name, np.ones(shape, np.float32)
-        yield "tokenizer", np.frombuffer(any_tokenizer(), np.uint8)
-
-    weights = sum(outputs * inputs for name, (outputs, inputs) in shapes.items() if name != "embedding")
-    average = sum(o * i * bits[name] for name, (o, i) in shapes.items() if name != "embedding") / weights
-    about = {"name": kind, "architecture": to_json(AFM_DEVICE), "rope_base": 5e5, "bits": bits}
-    write_file(path, about | {"bits_per_weight": average, "fingerprint": kind}, tensors())
-
-
-def any_tokenizer():
-    """A small tokenizer: only the speed of the decoder is measured."""
-    import tempfile
-
-    from pomona.data.tokenizer import MODEL_FILE, train_tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(["some text to learn pieces from, again and again"] * 50, 300, 100_000, Path(folder))
-        return (Path(folder) / MODEL_FILE).read_bytes()
-
-
-def write_peer(path, kind):
-    """A GGUF file with random blocks in the types of llama.cpp's quantizations."""
-    import gguf
-
-    from pomona.export.gguf import padded_ffn_dim, tensor_shapes
-    from pomona.model.presets import AFM_DEVICE as a
-
-    rng, ffn = np.random.default_rng(0), padded_ffn_dim(a)
-    writer = gguf.GGUFWriter(path, "qwen3")
-    for add, value in (
-        (writer.add_context_length, 8192),
-        (writer.add_vocab_size, a.vocab_size),
-        (writer.add_embedding_length, a.model_dim),
-        (writer.add_block_count, a.num_layers),
-        (writer.add_feed_forward_length, ffn),
-        (writer.add_head_count, a.num_heads),
-        (writer.add_head_count_kv, a.num_kv_heads),
-        (writer.add_key_length, a.head_dim),
-        (writer.add_value_length, a.head_dim),
-        (writer.add_layer_norm_rms_eps, a.norm_epsilon),
-        (writer.add_rope_freq_base, 5e5),
-        (writer.add_tokenizer_model, "llama"),
-        (writer.add_token_list, [f"t{index}" for index in range(a.vocab_size)]),
-        (writer.add_token_scores, [0.0] * a.vocab_size),
-        (writer.add_token_types, [1] * a.vocab_size),
-        (writer.add_bos_token_id, 1),
-        (writer.add_eos_token_id, 2),
-    ):
-        add(value)
-    for name, shape in tensor_shapes(a, ffn):
-        if len(shape) == 1:
-            writer.add_tensor(name, np.ones(shape, np.float32))
-            continue
-        own = peer_type(kind, name, a.num_layers)
-        weights, size = BLOCKS[own]
-        blocks = rng.integers(0, 256, (shape[0], shape[1] // weights, size), np.uint8)
-        for place in HALVES[own]:
-            factor = np.float16(shape[1] ** -0.5 / (8 if own == "Q4_0" else 512))
-            blocks[..., place : place + 2] = np.frombuffer(factor.tobytes(), np.uint8)
-        writer.add_tensor(name, blocks.reshape(shape[0], -1), raw_dtype=gguf.GGMLQuantizationType[own])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def peer_type(kind, name, layers):
-    """What llama.cpp takes for a tensor: Q4_K_M gives half of the values and down projections six bits."""
-    if name == "token_embd.weight":
-        return "Q6_K"
-    if kind == "Q4_0":
-        return "Q4_0"
-    layer = int(name.split(".")[1])
-    more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-    return "Q6_K" if more and ("attn_v" in name or "ffn_down" in name) else "Q4_K"
-
-
-def time_ours(path, threads, tokens):
-    """Seconds of a token, of the prefill, and the bytes that a token reads."""
+def timed(path, threads, tokens, context):
+    """One of our files in this process, and the most memory it took."""
+    from pomona.device.bench import measure
     from pomona.device.engine import load
 
     model = load(path)
-    a = model.file.architecture
-    session = model.open(context=PREFILL + tokens + 1, threads=threads)
-    rng = np.random.default_rng(1)
-    prompt = rng.integers(3, a.vocab_size, PREFILL).tolist()
-    session.advance(prompt[:8])  # the file comes into memory
-    session.forget(0)
-    start = time.perf_counter()
-    session.advance(prompt)
-    prefill = time.perf_counter() - start
-    session.forget(PROMPT)
-    seconds = []
-    for token in rng.integers(3, a.vocab_size, tokens).tolist():
-        start = time.perf_counter()
-        session.advance([token])
-        seconds.append(time.perf_counter() - start)
-    kept = 2 * a.num_layers * a.num_kv_heads * (a.head_dim + 4) * (PROMPT + tokens // 2)
-    return {
-        "decode": statistics.median(seconds),
-        "prefill": prefill,
-        "bytes": model.file.weight_bytes + kept,
-        "instruction_set": session.instruction_set,
+    found = measure(model, threads, (context,), tokens, PREFILL)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row = {"decode": found.decode[context], "prefill": found.prefill, "instruction_set": found.instruction_set}
+    return row | {
+        "bytes": found.bytes[context],
+        "peak": peak,
+        "cache_bytes": found.cache_bytes,
+        "file": path.stat().st_size,
     }
 
 
-def bandwidth(threads):
-    """Bytes a second that so many threads read from an array far larger than any cache."""
-    from pomona.device.library import read_seconds
-
-    data = np.ones(1 << 30, np.uint8)
-    return data.nbytes / read_seconds(data, threads)
-
-
-def own_process(*words):
-    """One timing in a process of its own."""
+def ask(*words):
+    """One part in a process of its own; the JSON line that it ends with."""
     done = subprocess.run([*map(str, words)], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def files(folder):
-    """Every model's file, made where it is not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"{kind}.pom" for kind in OURS} | {kind: folder / f"{kind}.gguf" for kind in PEERS}
-    for kind, path in paths.items():
-        if not path.exists():
-            print(f"writing {path}", file=sys.stderr, flush=True)
-            draft = path.with_name(f"draft-{path.name}")
-            draft.unlink(missing_ok=True)
-            (write_ours if kind in OURS else write_peer)(draft, kind)
-            draft.rename(path)
-    return paths
+def asked(options, kind, path, threads, context):
+    """One timing of one runtime."""
+    here, tokens = Path(__file__).parent, options.tokens
+    if kind in OURS:
+        return ask(sys.executable, __file__, "--part", "timed", path, threads, tokens, context)
+    if kind == TORCH:
+        return ask(options.torch, here / "torch_peer.py", threads, tokens, context)
+    return ask(options.llama, here / "llama_peer.py", "speed", path, threads, tokens, context)
+
+
+def table(options, paths):
+    """A row for every runtime, number of threads and context."""
+    from pomona.device.bench import bandwidth
+
+    rows = []
+    for threads in options.threads:
+        for context in options.contexts:
+            found, read = {kind: [] for kind in paths}, bandwidth(threads)
+            for _ in range(options.rounds if context < LONG else 1):
+                for kind, path in paths.items():
+                    if kind != TORCH or (threads == max(options.threads) and context < LONG):
+                        found[kind].append(asked(options, kind, path, threads, context))
+            read = max(read, bandwidth(threads))
+            for kind, times in found.items():
+                if times:
+                    rows.append(row(kind, threads, context, times, read))
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def row(kind, threads, context, times, read):
+    """Medians over rounds; of ours also what they are of the bandwidth, and the memory beyond file and cache."""
+    decode, prefill = (statistics.median(each[name] for each in times) for name in ("decode", "prefill"))
+    found = {"name": kind, "threads": threads, "context": context, "tokens_per_second": 1 / decode}
+    found |= {"prefill_tokens_per_second": PREFILL / prefill, "read_gb_per_second": read / 1e9}
+    if kind in OURS:
+        one = times[0]
+        found |= {"gb": one["bytes"] / 1e9, "instruction_set": one["instruction_set"]}
+        found |= {"share_of_bandwidth": one["bytes"] / decode / read, "peak_gib": one["peak"] / 2**30}
+        found["peak_over_file_and_cache"] = one["peak"] / (one["file"] + one["cache_bytes"])
+    return found
 
 
 def main():
-    """All runtimes in turns, several rounds, medians."""
+    """All parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "decode")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
+    parser.add_argument("--life", type=Path, default=ROOT / "lives" / "tiny", help="what `make demo` leaves")
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count()}))
+    parser.add_argument("--contexts", type=int, nargs="+", default=[decode_parts.SHORT, LONG])
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--llama", default=str(ROOT / ".venv" / "llama" / "bin" / "python"))
-    parser.add_argument("--time", nargs=2, metavar=("FILE", "THREADS"), help="only time one device file")
+    parser.add_argument("--llama", default=ROOT / ".venv" / "llama" / "bin" / "python")
+    parser.add_argument("--torch", default=ROOT / ".venv" / "bin" / "python")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.time:
-        print(json.dumps(time_ours(Path(options.time[0]), int(options.time[1]), options.tokens)))
+    if options.part:
+        name, path, *numbers = options.part
+        part = timed if name == "timed" else getattr(decode_parts, name)
+        print(json.dumps(part(Path(path), *(float(each) if "." in each else int(each) for each in numbers))))
         return
-    paths, rows = files(options.work), []
-    for threads in options.threads:
-        found = {kind: [] for kind in paths}
-        read = bandwidth(threads)
-        for _ in range(options.rounds):
-            for kind, path in paths.items():
-                if kind in OURS:
-                    words = [sys.executable, __file__, "--tokens", options.tokens, "--time", path, threads]
-                else:
-                    words = [options.llama, ROOT / "bench" / "llama_peer.py", "speed", path, threads, options.tokens]
-                found[kind].append(own_process(*words))
-        read = max(read, bandwidth(threads))
-        for kind, times in found.items():
-            middle = {name: statistics.median(each[name] for each in times) for name in ("decode", "prefill")}
-            row = {"name": kind, "threads": threads, "tokens_per_second": 1 / middle["decode"]}
-            row |= {"prefill_tokens_per_second": PREFILL / middle["prefill"], "read_gb_per_second": read / 1e9}
-            if kind in OURS:
-                row |= {"gb": times[0]["bytes"] / 1e9, "instruction_set": times[0]["instruction_set"]}
-                row["share_of_bandwidth"] = times[0]["bytes"] / middle["decode"] / read
-            rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-    last = {row["name"]: row for row in rows if row["threads"] == max(options.threads)}
+    part = lambda *words: ask(sys.executable, __file__, "--part", *words)
+    if not (options.life / "palettized").exists():
+        subprocess.run(
+            [sys.executable, "-m", "pomona.cli.main", "life", "tiny"], cwd=ROOT, check=True, stdout=sys.stderr
+        )
+    answer = {"cpu": platform.processor() or platform.machine()} | part("quality", options.life)
+    paths, most = files(options.work), max(options.threads)
+    rows = table(options, paths | {TORCH: None})
+    answer |= part("adapters", paths["3.7"], most, options.tokens)
+    answer |= part("speculation", paths["3.7"], most, 2 * options.tokens, f"{answer['acceptance']:.3f}")
+    answer |= part("first_token", paths["3.7"])
+    last = {each["name"]: each for each in rows if each["threads"] == most and each["context"] == options.contexts[0]}
     ratio = lambda ours, theirs, what="tokens_per_second": last[ours][what] / last[theirs][what]
-    answer = {
-        "cpu": platform.processor() or platform.machine(),
+    answer |= {
         "share_of_bandwidth": last["3.7"]["share_of_bandwidth"],
-        "ratio_vs_q4_k_m": ratio("3.7", "Q4_K_M"),
-        "ratio_vs_q4_0": ratio("3.7", "Q4_0"),
+        **{f"ratio_vs_{theirs.lower()}": ratio("3.7", theirs) for theirs in (*PEERS, TORCH)},
         "ratio_2bit_vs_q4_k_m": ratio("2", "Q4_K_M"),
         "prefill_ratio_vs_q4_0": ratio("3.7", "Q4_0", "prefill_tokens_per_second"),
         "rows": rows,

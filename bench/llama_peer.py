@@ -108,12 +108,12 @@ def nats(path, windows):
     return {"nats": sums, **bits(path)}
 
 
-def speed(path, threads, tokens):
-    """Seconds of a token after 128, the median, and of 512 tokens at once, with llama.cpp's own defaults."""
-    threads, tokens, prompt = int(threads), int(tokens), 512
+def speed(path, threads, tokens, context):
+    """Seconds of a token after `context`, the median, and of 512 tokens at once, with llama.cpp's own defaults."""
+    threads, tokens, context, prompt = int(threads), int(tokens), int(context), 512
     model = llama_cpp.Llama(
         path,
-        n_ctx=prompt + tokens + 1,
+        n_ctx=max(prompt, context) + tokens + 1,
         n_batch=prompt,
         n_ubatch=prompt,
         n_threads=threads,
@@ -121,14 +121,14 @@ def speed(path, threads, tokens):
         verbose=False,
     )
     rng = np.random.default_rng(1)
-    ids = rng.integers(3, model.n_vocab(), prompt).tolist()
+    ids = rng.integers(3, model.n_vocab(), max(prompt, context)).tolist()
     model.eval(ids[:8])  # the file comes into memory
     model.reset()
     start = time.perf_counter()
-    model.eval(ids)
+    model.eval(ids[:prompt])
     prefill, seconds = time.perf_counter() - start, []
     model.reset()
-    model.eval(ids[:128])
+    model.eval(ids[:context])
     for token in rng.integers(3, model.n_vocab(), tokens).tolist():
         start = time.perf_counter()
         model.eval([token])

@@ -14,7 +14,7 @@ import numpy as np
 
 from pomona.adapters.bundle import Bundle
 from pomona.core.errors import UserError
-from pomona.model.adapter import Adapter, adapter_specs, attach_bank
+from pomona.model.adapter import Adapter, adapter_specs, attach_bank, from_named
 from pomona.model.config import Architecture
 from pomona.model.decoder import Decoder
 from pomona.model.spec import map_specs
@@ -62,7 +62,7 @@ def load(bank: Bank, slot: int, bundle: Bundle) -> Bank:
     missing = bank.rank - bundle.rank
     pad = {"a": ((0, 0), (0, 0), (0, missing)), "b": ((0, 0), (0, missing), (0, 0))}
     widen = lambda path, x: np.pad(x, pad[path[-1].name])
-    adapter = jax.tree_util.tree_map_with_path(widen, bundle.adapter)
+    adapter = jax.tree_util.tree_map_with_path(widen, from_named(bundle.weights))
     return _set(bank, adapter, jnp.int32(slot), jnp.float32(bundle.scale))
 
 

@@ -18,8 +18,7 @@ from safetensors.numpy import save_file
 
 from pomona.core.errors import UserError
 from pomona.core.files import new_folder, read_json, write_json
-from pomona.model.adapter import PLACES, Adapter, Factors, adapter_specs
-from pomona.model.config import Architecture
+from pomona.model.config import PLACES, Architecture, projection_shapes
 
 FORMAT = 1
 ABOUT, WEIGHTS = "adapter.json", "adapter.safetensors"
@@ -31,7 +30,8 @@ class Bundle:
     """An adapter with what is known of it."""
 
     name: str
-    adapter: Adapter[np.ndarray]  # float32
+    weights: dict[str, np.ndarray]
+    """float32, by name: `query.a` [L, I, R] and `query.b` [L, R, O], for each of the seven projections."""
     rank: int
     alpha: float
     base: str
@@ -51,7 +51,7 @@ def write_bundle(target: Path, bundle: Bundle, dtype: str = "float32") -> None:
     Raises:
         UserError: the folder exists already, the disk is full, or a weight is not finite.
     """
-    tensors = {name: array.astype(DTYPES[dtype]) for name, array in _named(bundle.adapter).items()}
+    tensors = {name: array.astype(DTYPES[dtype]) for name, array in bundle.weights.items()}
     for name, array in tensors.items():
         if not np.isfinite(array.astype(np.float32)).all():
             raise UserError(
@@ -94,7 +94,7 @@ def read_bundle(path: Path, base: str, architecture: Architecture) -> Bundle:
         )
     return Bundle(
         name=about["name"],
-        adapter=_weights(path, about, architecture),
+        weights=_weights(path, about, architecture),
         rank=about["rank"],
         alpha=about["alpha"],
         base=about["base"],
@@ -127,7 +127,16 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _weights(path: Path, about: dict[str, Any], architecture: Architecture) -> Adapter[np.ndarray]:
+def weight_shapes(architecture: Architecture, rank: int) -> dict[str, tuple[int, int, int]]:
+    """The shape of every array of a bundle, by name."""
+    L = architecture.num_layers
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for name, (inputs, outputs) in projection_shapes(architecture).items():
+        shapes |= {f"{name}.a": (L, inputs, rank), f"{name}.b": (L, rank, outputs)}
+    return shapes
+
+
+def _weights(path: Path, about: dict[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:
     file = path / WEIGHTS
     if not file.exists() or _digest(file) != about["sha256"]:
         raise UserError(
@@ -135,27 +144,20 @@ def _weights(path: Path, about: dict[str, Any], architecture: Architecture) -> A
             f"the weights are those that {ABOUT} has a checksum of.",
             "copy the folder again.",
         )
-    expected = _named(adapter_specs(architecture, about["rank"]))
+    expected = weight_shapes(architecture, about["rank"])
     try:
         with safe_open(file, framework="numpy") as handle:
             found = {name: handle.get_tensor(name).astype(np.float32) for name in handle.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{file} cannot be read: {error}.", "it is a safetensors file.", "copy it again.") from error
-    for name, spec in expected.items():
-        if name not in found or found[name].shape != spec.shape:
+    for name, shape in expected.items():
+        if name not in found or found[name].shape != shape:
             raise UserError(
                 f"{file} has {name} of the shape {found[name].shape if name in found else None}.",
-                f"this base with rank {about['rank']} needs {spec.shape}.",
+                f"this base with rank {about['rank']} needs {shape}.",
                 "an adapter that was exported from a run on this base.",
             )
-    pairs = {name: Factors(found[f"{name}.a"], found[f"{name}.b"]) for name in PLACES}
-    return Adapter(**pairs)
-
-
-def _named(adapter: Adapter) -> dict[str, Any]:
-    """Every leaf by its name in the file."""
-    pairs = {name: getattr(adapter, name) for name in PLACES}
-    return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in ("a", "b")}
+    return {name: found[name] for name in expected}
 
 
 def _digest(file: Path) -> str:

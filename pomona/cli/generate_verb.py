@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pomona.cli.device_options import Speculation
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, append_line
@@ -42,6 +43,9 @@ class Generate:
     """Of a device file: the threads that compute; all that there are by default."""
     instruction_set: str = ""
     """Of a device file: avx512, avx2, portable or numpy; the best that the processor has by default."""
+    speculate: Speculation = "none"
+    """Of a device file: lookup guesses what came before in the text; a device file guesses what this smaller model
+    says. The text has the same distribution, and with temperature 0 is the same."""
     keep: bool = False
     """Also keep what is said, and how fast, in the run folder's samples.jsonl: its card shows it."""
 
@@ -51,9 +55,10 @@ def run(arguments: list[str]) -> None:
     options = parse(Generate, arguments, "generate")
     if options.run.is_file():
         return _on_device(options)
-    _refuse(options, ("threads", "instruction_set"), "a run folder", "this is for a device file")
+    _refuse(options, ("threads", "instruction_set", "speculate"), "a run folder", "this is for a device file")
     import jax
 
+    from pomona.data.stream import until_stop
     from pomona.data.tokenizer import BEGIN, END
     from pomona.infer.generate import generate
     from pomona.model.config import resolve
@@ -75,7 +80,7 @@ def run(arguments: list[str]) -> None:
     )
     continuations, texts = speak(), []
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
-        text = _until_stop(options, model.tokenizer.decode(tokens))
+        text = until_stop(model.tokenizer.decode(tokens), options.stop)
         texts.append(text)
         print_stdout(("\n---\n" if number else "") + prompt + text + "\n")
     if options.keep:
@@ -85,41 +90,25 @@ def run(arguments: list[str]) -> None:
         _keep(options, model.step, texts, rate, jax.devices()[0].device_kind)
 
 
-def _until_stop(options: Generate, text: str) -> str:
-    for stop in options.stop:
-        text = text.split(stop)[0]
-    return text
-
-
 def _on_device(options: Generate) -> None:
     """Prints the prompts with their continuations as the device runtime computes them, piece by piece."""
-    _refuse(options, ("step", "adapter", "cache", "keep"), "a device file", "this is for a run folder")
-    from pomona.device.engine import load
+    _refuse(options, ("step", "cache", "keep"), "a device file", "this is for a run folder")
+    from pomona.cli.device_options import drafter_of, open_model
     from pomona.model.sampling import Sampling
 
-    model = load(options.run, check=True)
+    model = open_model(options.run)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    asked: dict[str, Any] = {"threads": options.threads, "instruction_set": options.instruction_set}
-    for number, prompt in enumerate(options.prompts):
+    read = {path: model.adapter(path) for path in _each_adapter(options) if path}
+    for number, (prompt, path) in enumerate(zip(options.prompts, _each_adapter(options))):
         print_stdout(("\n---\n" if number else "") + prompt)
-        text = printed = ""
-        for piece in model.stream(prompt, options.max_tokens, sampling, options.seed + number, **asked):
-            text += piece
-            whole = _until_stop(options, text)
-            sure = whole if len(whole) < len(text) else text[: len(text) - _held_back(options, text)]
-            print_stdout(sure[len(printed) :])
-            printed = sure
-            if len(whole) < len(text):
-                break
-        else:
-            print_stdout(text[len(printed) :])
+        context = len(model.encode(prompt)) + options.max_tokens
+        asked: dict[str, Any] = {"threads": options.threads, "instruction_set": options.instruction_set}
+        asked |= {"adapter": read[path] if path else None, "context": context}
+        drafter = drafter_of(options.speculate, model, context, options.threads, sampling)
+        seed = options.seed + number
+        for piece in model.stream(prompt, options.max_tokens, sampling, seed, options.stop, drafter, **asked):
+            print_stdout(piece)
         print_stdout("\n")
-
-
-def _held_back(options: Generate, text: str) -> int:
-    """How many characters at the end may be the beginning of a stop."""
-    sizes = (size for stop in options.stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
-    return max(sizes, default=0)
 
 
 def _refuse(options: Generate, names: tuple[str, ...], what: str, rule: str) -> None:
@@ -131,14 +120,26 @@ def _refuse(options: Generate, names: tuple[str, ...], what: str, rule: str) -> 
             raise UserError(f"{option} with {what}, {options.run}.", f"{rule}.", "leave it out.")
 
 
-def _with_adapters(options: Generate) -> Any:
-    """The base of the run with a bank of the adapters, each prompt with its own."""
+def _each_adapter(options: Generate) -> tuple[Path | None, ...]:
+    """One for each prompt.
+
+    Raises:
+        UserError: neither none, nor one, nor as many as prompts.
+    """
+    if not options.adapter:
+        return (None,) * len(options.prompts)
     if len(options.adapter) not in (1, len(options.prompts)):
         raise UserError(
             f"{len(options.adapter)} adapters for {len(options.prompts)} prompts.",
             "one adapter serves all prompts, or each prompt has its own, in their order.",
             "--adapter FOLDER once, or once for each prompt.",
         )
+    return options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
+
+
+def _with_adapters(options: Generate) -> Any:
+    """The base of the run with a bank of the adapters, each prompt with its own."""
+    each = _each_adapter(options)
     from pomona.adapters.bank import choose, empty_bank, load
     from pomona.adapters.bundle import read_bundle
     from pomona.train.load import load_base
@@ -150,8 +151,8 @@ def _with_adapters(options: Generate) -> Any:
     bank = empty_bank(architecture, len(bundles), max(bundle.rank for bundle in bundles))
     for slot, bundle in enumerate(bundles):
         bank = load(bank, slot, bundle)
-    each = options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
-    return dataclasses.replace(base, params=choose(base.params, bank, [folders.index(folder) for folder in each]))
+    choice = [folders.index(folder) for folder in each if folder]
+    return dataclasses.replace(base, params=choose(base.params, bank, choice))
 
 
 def _keep(options: Generate, step: int, texts: list[str], tokens_per_second: float, device: str) -> None:

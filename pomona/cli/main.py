@@ -20,6 +20,8 @@ VERBS = {
     "recover": "train what palettizing has lost back into an adapter",
     "adapt": "train an adapter for a task",
     "generate": "let a trained model continue a prompt",
+    "chat": "talk to a model on a device",
+    "bench": "time a model on a device, beside what its memory allows",
     "card": "show a model's life on one page: where it comes from, and what came of it",
     "export": "write a run as a Hugging Face folder, a GGUF file or an adapter",
     "import": "read a Hugging Face folder into a run",

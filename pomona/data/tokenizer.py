@@ -49,7 +49,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; begin and end vanish, and bytes that are no UTF-8 become U+FFFD."""
-        return _unescape(self.decode_bytes(ids).decode("utf-8", errors="replace"))
+        return unescape(self.decode_bytes(ids).decode("utf-8", errors="replace"))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The raw bytes of token ids, escapes as they are."""
@@ -130,7 +130,7 @@ def _escape(text: str) -> str:
     return text.replace("\n", NEWLINE)
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     if ESCAPE in text:
         for plain, escaped in reversed(ESCAPES):
             text = text.replace(escaped, plain)

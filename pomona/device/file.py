@@ -30,7 +30,7 @@ from pomona.core.config import from_json
 from pomona.core.errors import UserError
 from pomona.core.files import new_file
 from pomona.device.layout import GROUP, WIDTHS, DeviceMatrix, packed_bytes
-from pomona.model.config import NORMS, PROJECTIONS, Architecture, check_architecture
+from pomona.model.config import NORMS, PLACES, Architecture, check_architecture, projection_shapes
 
 FORMAT = 1
 ALIGNMENT = 64
@@ -62,13 +62,9 @@ class DeviceFile:
 
 def matrix_shapes(a: Architecture) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every matrix by name; the embedding's outputs are padded to a multiple of 16."""
-    heads, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    D, F = a.model_dim, a.ffn_dim
-    shapes = {"query": (heads, D), "key": (kv, D), "value": (kv, D), "output": (D, heads)}
-    shapes |= {"gate": (F, D), "up": (F, D), "down": (D, F)}
-    each = {name: shapes[name.split(".")[1]] for name in PROJECTIONS}
+    each = {PLACES[name]: (outputs, inputs) for name, (inputs, outputs) in projection_shapes(a).items()}
     found = {f"layers.{layer:02}.{name}": shape for layer in range(a.num_layers) for name, shape in each.items()}
-    return found | {"embedding": (-(-a.vocab_size // GROUP) * GROUP, D)}
+    return found | {"embedding": (-(-a.vocab_size // GROUP) * GROUP, a.model_dim)}
 
 
 def norm_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:

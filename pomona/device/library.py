@@ -6,13 +6,16 @@ It is compiled when Pomona is installed (pyproject.toml) and is an optional part
 
 import ctypes
 import functools
+import weakref
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int8, c_int32, c_int64, c_uint8, c_void_p
 from pathlib import Path
 
 import numpy as np
 
+from pomona.device.adapter import DeviceAdapter
 from pomona.device.file import DeviceFile
 from pomona.device.layout import DeviceMatrix, padded
+from pomona.model.config import PLACES
 
 floats = POINTER(c_float)
 
@@ -61,6 +64,30 @@ class Model(ctypes.Structure):
     )
 
 
+class LowRank(ctypes.Structure):
+    """PomonaLowRank."""
+
+    _fields_ = (("a", Matrix), ("b", POINTER(c_int8)), ("factors", floats))
+
+
+class AdapterLayer(ctypes.Structure):
+    """PomonaAdapterLayer."""
+
+    _fields_ = (("places", LowRank * len(PLACES)),)
+
+
+class Part(ctypes.Structure):
+    """PomonaPart."""
+
+    _fields_ = (
+        ("sequence", c_void_p),
+        ("adapter", POINTER(AdapterLayer)),
+        ("tokens", POINTER(c_int32)),
+        ("count", c_int32),
+        ("every", c_int32),
+    )
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     found = sorted(Path(__file__).parent.glob("_native*.so")) + sorted(Path(__file__).parent.glob("_native*.pyd"))
@@ -69,10 +96,11 @@ def _library() -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(found[0]))
     for name, result, arguments in (
         ("pomona_instruction_sets", c_char_p, ()),
-        ("pomona_open", c_void_p, (POINTER(Model), c_int32, c_int32, c_char_p)),
-        ("pomona_close", None, (c_void_p,)),
-        ("pomona_advance", c_int32, (c_void_p, POINTER(c_int32), c_int32, c_int32, floats)),
-        ("pomona_length", c_int32, (c_void_p,)),
+        ("pomona_engine", c_void_p, (POINTER(Model), c_int32, c_char_p)),
+        ("pomona_close_engine", None, (c_void_p,)),
+        ("pomona_sequence", c_void_p, (c_void_p, c_int32)),
+        ("pomona_close_sequence", None, (c_void_p,)),
+        ("pomona_advance", None, (c_void_p, POINTER(Part), c_int32, floats)),
         ("pomona_forget", None, (c_void_p, c_int32)),
         ("pomona_product", c_int32, (POINTER(Matrix), floats, c_int32, c_int32, c_char_p, floats)),
         ("pomona_read_seconds", c_double, (c_void_p, c_int64, c_int32, c_int32)),
@@ -133,6 +161,22 @@ def as_model(file: DeviceFile) -> Model:
     return Model(
         architecture, as_matrix(file.matrices["embedding"]), layers, pointer(file.norms["final_norm"], c_float)
     )
+
+
+_adapters: "weakref.WeakKeyDictionary[DeviceAdapter, ctypes.Array]" = weakref.WeakKeyDictionary()
+
+
+def as_adapter(adapter: DeviceAdapter) -> ctypes.Array:
+    """An adapter as the library takes it; both have to live as long as they are used."""
+    if adapter in _adapters:
+        return _adapters[adapter]
+    layers = (AdapterLayer * len(adapter.layers))()
+    for layer, own in zip(layers, adapter.layers):
+        for place, name in zip(layer.places, PLACES):
+            place.a = as_matrix(own[name].a)
+            place.b, place.factors = pointer(own[name].b, c_int8), pointer(own[name].factors, c_float)
+    _adapters[adapter] = layers
+    return layers
 
 
 def product(matrix: DeviceMatrix, x_TI: np.ndarray, instruction_set: str = "") -> np.ndarray:

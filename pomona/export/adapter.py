@@ -7,7 +7,6 @@ ours, layer by layer. Its base is the Hugging Face export of the base's run fold
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -15,7 +14,8 @@ from pomona.adapters.bundle import DTYPES, Bundle, write_bundle
 from pomona.core.files import new_folder, write_json
 from pomona.core.run_folder import RunFolder
 from pomona.metrics.records import read_records
-from pomona.model.adapter import PLACES, Adapter, detach
+from pomona.model.adapter import detach, named
+from pomona.model.config import PLACES
 from pomona.train.load import load_model
 from pomona.train.low_rank import adapted_run, base_origin, config_of
 
@@ -39,7 +39,7 @@ def adapter_of(path: Path, step: int | None = None) -> Bundle:
             measured |= {name: record[name] for name in ("heldout_loss", "bits_per_byte") if name in record}
     return Bundle(
         name=run.name,
-        adapter=jax.tree.map(np.asarray, adapter),
+        weights={name: np.asarray(leaf) for name, leaf in named(adapter).items()},
         rank=config_of(run).rank,
         alpha=float(config_of(run).alpha),
         base=base_origin(run).fingerprint,
@@ -64,7 +64,7 @@ def export_peft(path: Path, target: Path, dtype: str = "float32", step: int | No
     """
     bundle, base = adapter_of(path, step), Path(base_origin(adapted_run(str(path))).run)
     with new_folder(target) as folder:
-        tensors = {name: array.astype(DTYPES[dtype]) for name, array in peft_tensors(bundle.adapter)}
+        tensors = {name: array.astype(DTYPES[dtype]) for name, array in peft_tensors(bundle.weights)}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors makes private files
         config = {
@@ -83,11 +83,11 @@ def export_peft(path: Path, target: Path, dtype: str = "float32", step: int | No
         write_json(folder / "adapter_config.json", config)
 
 
-def peft_tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of every tensor of a PEFT folder."""
+def peft_tensors(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor of a PEFT folder, from a bundle's."""
     for name, place in PLACES.items():
-        pair, block = getattr(adapter, name), "self_attn" if place.startswith("attention.") else "mlp"
-        for index in range(pair.a.shape[0]):
-            for side, weight in (("A", pair.a), ("B", pair.b)):
-                full = PEFT_LAYER.format(index, block, PEFT_NAMES[name], side)
-                yield full, np.ascontiguousarray(weight[index].T)
+        block = "self_attn" if place.startswith("attention.") else "mlp"
+        for index in range(len(weights[f"{name}.a"])):
+            for side in ("a", "b"):
+                full = PEFT_LAYER.format(index, block, PEFT_NAMES[name], side.upper())
+                yield full, np.ascontiguousarray(weights[f"{name}.{side}"][index].T)

@@ -35,8 +35,8 @@ def export_device(path: Path, target: Path) -> dict[str, float]:
     if isinstance(run.objective, LowRank) and run.origin is not None:
         raise UserError(
             f"{path} holds an adapter for {run.origin.run}.",
-            "a device file holds palettes; the device runtime takes no adapters yet.",
-            f"pomona export {run.origin.run} --format pomona, for the palettized model without it.",
+            "a device file holds palettes, and an adapter is a folder beside it.",
+            f"pomona export {run.origin.run} --format pomona; the adapter: pomona export {path} --format adapter",
         )
     check_palettized(path, "a device file holds palettes.")
     assert run.origin is not None, "a palettized model was made from a run"

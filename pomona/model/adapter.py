@@ -4,14 +4,14 @@ Shapes: L layers, I inputs, O outputs, R rank, N adapters at hand, B sequences.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from pomona.model.config import PROJECTIONS, Architecture
+from pomona.model.config import PLACES, Architecture
 from pomona.model.decoder import Decoder, Layer, parameter_specs
 from pomona.model.projection import matrix_axes, matrix_shape
 from pomona.model.spec import Spec, map_specs
@@ -33,7 +33,7 @@ class Factors(Generic[P]):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapter(Generic[P]):
-    """The corrections of all seven projections."""
+    """The corrections of all seven projections; its fields are the names in `PLACES`."""
 
     query: Factors[P]
     key: Factors[P]
@@ -44,8 +44,14 @@ class Adapter(Generic[P]):
     down: Factors[P]
 
 
-PLACES = {place.split(".")[1]: place for place in PROJECTIONS}
-"""The fields of `Adapter`, each the name of a linear weight of a layer, and the weight's place in `Layer`."""
+def named(adapter: Adapter[P]) -> dict[str, P]:
+    """Every leaf by its name in an adapter's bundle: `query.a`."""
+    return {f"{name}.{side}": getattr(getattr(adapter, name), side) for name in PLACES for side in ("a", "b")}
+
+
+def from_named(leaves: Mapping[str, P]) -> Adapter[P]:
+    """The adapter of such leaves."""
+    return Adapter(**{name: Factors(leaves[f"{name}.a"], leaves[f"{name}.b"]) for name in PLACES})
 
 
 def projection(layers: Layer, name: str) -> Any:

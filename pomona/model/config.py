@@ -71,8 +71,19 @@ PROJECTIONS = (
     "ffn.down",
 )
 """The linear weights of a layer, by their places in `decoder.Layer`."""
+PLACES = {place.split(".")[1]: place for place in PROJECTIONS}
+"""Their names, and the places."""
 NORMS = ("attention_norm", "attention.query_norm", "attention.key_norm", "ffn_norm")
 """The norms of a layer, likewise."""
+
+
+def projection_shapes(a: Architecture) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of every linear weight of a layer, by its name."""
+    heads, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    attention = {"query": heads, "key": kv, "value": kv}
+    shapes = {name: (a.model_dim, outputs) for name, outputs in attention.items()} | {"output": (heads, a.model_dim)}
+    wide = (a.model_dim, a.ffn_dim)
+    return shapes | {"gate": wide, "up": wide, "down": wide[::-1]}
 
 
 def resolve(execution: Execution, platform: str, num_devices: int = 1) -> Execution:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from pomona.adapters.bank import NONE, choose, empty_bank, load
-from pomona.adapters.bundle import Bundle, read_bundle, write_bundle
+from pomona.adapters.bundle import Bundle, read_bundle, weight_shapes, write_bundle
 from pomona.core.errors import UserError
 from pomona.infer.generate import _step, generate
-from pomona.model.adapter import adapter_specs, attach, densify
+from pomona.model.adapter import adapter_specs, attach, densify, from_named, named
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
 from pomona.model.sampling import Sampling
-from pomona.model.spec import initialize, map_specs
+from pomona.model.spec import initialize
 
 SMALL = Architecture(97, 32, 2, 4, 2, 16, 48)
 EXECUTION = resolve(Execution(), "cpu")
@@ -23,10 +23,16 @@ BASE = "0123456789abcdef"
 
 def bundle(seed, rank=4, alpha=8.0, base=BASE):
     rng = np.random.default_rng(seed)
-    draw = lambda spec: (rng.normal(size=spec.shape) * 0.3).astype(np.float32)
-    return Bundle(
-        f"task {seed}", map_specs(draw, adapter_specs(SMALL, rank)), rank, alpha, base, {"bits_per_byte": 1.5}
-    )
+    weights = {name: (rng.normal(size=shape) * 0.3).astype(np.float32) for name, shape in shapes(rank).items()}
+    return Bundle(f"task {seed}", weights, rank, alpha, base, {"bits_per_byte": 1.5})
+
+
+def shapes(rank):
+    return {name: spec.shape for name, spec in named(adapter_specs(SMALL, rank)).items()}
+
+
+def test_the_shapes_are_those_of_the_tree():
+    assert weight_shapes(SMALL, 4) == shapes(4)
 
 
 def same(a, b):
@@ -42,14 +48,14 @@ def test_out_and_in_again_is_bit_for_bit(tmp_path):
     one = bundle(1)
     write_bundle(tmp_path / "a", one)
     back = read_bundle(tmp_path / "a", BASE, SMALL)
-    assert same(back.adapter, one.adapter)
+    assert same(back.weights, one.weights)
     fields = ("name", "rank", "alpha", "base", "metric", "scale")
     assert [getattr(back, f) for f in fields] == [getattr(one, f) for f in fields] and back.scale == 2.0
     about = json.loads((tmp_path / "a" / "adapter.json").read_text())
     assert about["projections"] == ["query", "key", "value", "output", "gate", "up", "down"]
     write_bundle(tmp_path / "half", one, "bfloat16")
-    halved = read_bundle(tmp_path / "half", BASE, SMALL).adapter
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2**-8), halved, one.adapter)
+    halved = read_bundle(tmp_path / "half", BASE, SMALL).weights
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2**-8), halved, one.weights)
     sizes = [(tmp_path / name / "adapter.safetensors").stat().st_size for name in ("a", "half")]
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -94,7 +100,7 @@ def test_a_damaged_bundle_is_one_sentence(tmp_path, how, message):
 
 def test_a_weight_that_is_not_finite_is_never_written(tmp_path):
     one = bundle(1)
-    one.adapter.key.b[0, 0, 0] = np.nan
+    one.weights["key.b"][0, 0, 0] = np.nan
     with pytest.raises(UserError, match=r"key\.b has values that are not finite"):
         write_bundle(tmp_path / "a", one)
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +118,7 @@ def test_a_mixed_batch_is_each_sequence_alone_and_no_swap_compiles(params):
     bundles = [bundle(1), bundle(2, rank=2), bundle(3, alpha=2.0)]
     bank = empty_bank(SMALL, 2, 4)
     bank = load(load(bank, 0, bundles[0]), 1, bundles[1])
-    alone = [run(densify(attach(params, b.adapter, b.scale), SMALL)) for b in bundles]
+    alone = [run(densify(attach(params, from_named(b.weights), b.scale), SMALL)) for b in bundles]
     bare = run(params)
     assert len({str(a) for a in [*alone, bare]}) == 4, "adapters that change nothing would hide mistakes"
     assert run(choose(params, bank, [0, 1, NONE, 1])) == [alone[0][0], alone[1][1], bare[2], alone[1][3]]

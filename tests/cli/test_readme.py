@@ -55,7 +55,8 @@ def test_every_pomona_command_of_the_readme_works(tmp_path):
         words = [sys.executable, "-m", "pomona.cli.main", *words[1:]]
         words += SHORT if trains(words[2:]) else BRIEF if words[3] in GO_ON else []
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        asked = {"input": "hello\n", "capture_output": True, "text": True, "timeout": 300}  # `chat` reads it
+        done = subprocess.run(words, cwd=tmp_path, env=environment, **asked)
         assert done.returncode == 0, line + "\n" + done.stderr
         assert done.stdout, line
     assert (tmp_path / "mine-hf" / "model.safetensors").exists() and (tmp_path / "runs" / "back").exists()

@@ -19,7 +19,8 @@ from pomona.compress.adapt import task_run
 from pomona.core.errors import UserError
 from pomona.export.adapter import export_adapter, export_peft
 from pomona.export.hf import export_hf
-from pomona.model.adapter import PLACES, detach
+from pomona.model.adapter import detach, named
+from pomona.model.config import PLACES
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 from pomona.train.load import load_base, load_model
@@ -72,7 +73,7 @@ def test_a_task_is_learned_by_its_responses_alone(recovered, task, tmp_path):
     base, fingerprint = load_base(recovered[0])
     bundle = read_bundle(tmp_path / "bundle", fingerprint, base.run.architecture)
     _, adapter = detach(load_model(tmp_path / "task").params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, bundle.adapter, adapter))
+    assert jax.tree.all(jax.tree.map(np.array_equal, bundle.weights, named(adapter)))
 
 
 def test_the_folder_for_peft_is_the_same_correction(folders, recovered, tmp_path):

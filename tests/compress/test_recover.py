@@ -10,7 +10,8 @@ from small_palettes import unpack
 from pomona.checkpoint.palettes import _crc32, _read, read_about
 from pomona.compress.recover import recovery_run
 from pomona.core.errors import UserError
-from pomona.model.adapter import PLACES, detach, projection
+from pomona.model.adapter import detach, projection
+from pomona.model.config import PLACES
 from pomona.model.projection import matrix_shape
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh

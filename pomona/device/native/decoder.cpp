@@ -1,64 +1,46 @@
-// The decoder of pomona/model/decoder.py, computed on packed weights for one sequence.
+// The decoder of pomona/model/decoder.py, computed on packed weights for the next tokens of several sequences.
 //
-// Tokens go through it in chunks of at most CHUNK; all threads run the same function and share out rows of matrices,
-// tokens or heads between barriers. Keys and values are int8 with a scale for every head of every token.
+// Tokens of all sequences are rows, and go through the layers in chunks of at most CHUNK: every weight that is read
+// serves all rows of its chunk. All threads run the same function and share out rows of matrices, tokens or heads between
+// barriers. An adapter's first factor is one more matrix beside those with the same input; its second is added by whoever
+// takes up the product next, so it costs no barrier.
 //
-// Shapes: C tokens of a chunk, D model, N query heads, K key-value heads, H head, F feed-forward, V vocabulary.
+// Shapes: C rows of a chunk, D model, N query heads, K key-value heads, H head, F feed-forward, V vocabulary.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
-#include <string>
 #include <vector>
 
+#include "attention.h"
 #include "device.h"
 #include "kernels.h"
+#include "memory.h"
 #include "team.h"
 
 namespace pomona {
 namespace {
 
 constexpr int CHUNK = 64;
+constexpr int PLACES = 7;
+enum Place { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN };
 
-const Kernels *kernels_called(const std::string &set) {
-    for (const Kernels *each : {avx512_kernels(), avx2_kernels(), portable_kernels()})
-        if (each && (set.empty() || set == each->name)) return each;
-    return nullptr;
-}
-
-Matrix matrix(const PomonaMatrix &m) { return {m.packed, m.tables, m.factors, m.bits, m.inputs, m.outputs}; }
-
-int padded(int inputs) { return (inputs + BLOCK - 1) / BLOCK * BLOCK; }
-
-// The part [first, last) of `count` things that a thread takes.
-struct Share {
-    int first, last;
-    Share(int count, int index, int of)
-        : first((int)((int64_t)count * index / of)), last((int)((int64_t)count * (index + 1) / of)) {}
+// Rows of one sequence within a chunk.
+struct Run {
+    const PomonaPart *part;
+    int begin;     // of its tokens
+    int row, count;
+    int position;  // of the first token
 };
 
-// Memory on cache-line boundaries.
-class Memory {
-  public:
-    template <typename T>
-    T *array(int64_t count) {
-        const int64_t bytes = (count * (int64_t)sizeof(T) + 63) / 64 * 64 + 64;
-        void *place = std::aligned_alloc(64, (size_t)bytes);
-        if (!place) throw std::bad_alloc();
-        std::memset(place, 0, (size_t)bytes);
-        held_.emplace_back(place, std::free);
-        return (T *)place;
-    }
-    Quantized quantized(int64_t tokens, int inputs) {
-        const int size = padded(inputs);
-        return {array<int8_t>(tokens * size), array<float>(tokens * size / BLOCK), array<int32_t>(tokens * size / BLOCK)};
-    }
-
-  private:
-    std::vector<std::unique_ptr<void, void (*)(void *)>> held_;
+// One product of the rows from `first` on.
+struct Product {
+    const PomonaMatrix *matrix;
+    const Quantized *vectors;
+    int first, count;
+    float *out;    // of row 0
+    int64_t stride;
 };
 
 }  // namespace
@@ -66,24 +48,34 @@ class Memory {
 
 using namespace pomona;
 
-struct PomonaSession {
+struct PomonaEngine {
     PomonaModel model;
     PomonaArchitecture a;
     const Kernels &with;
     Team team;
     Memory memory;
-    int context, length = 0;
+    std::unique_ptr<Memory> longest;   // what `attention` computes in
+    std::vector<Attention> attention;  // one a thread
+    int room = 0;
+    std::vector<std::vector<Product>> lists;  // one a thread
 
+    std::vector<Run> runs;                                     // of this chunk
+    int rows = 0;
+    std::vector<const Run *> run_of;                           // [C]
+    std::vector<int> wanted;                                   // rows whose logits are asked for
+    std::vector<double> frequencies;                           // [H / 2]
+    float *cos, *sin;                                          // [C][H / 2]
     float *x, *normed, *query, *key, *value, *attended, *gate, *up, *hidden;  // [C][...]
+    float *low;                                                // [C][PLACES][LARGEST_RANK]
+    int8_t *narrowed;                                          // [threads][H]
     Quantized by_model, by_heads, by_ffn;
-    float *cos, *sin;             // [context][H / 2]
-    int8_t *keys, *values;        // [layers][K][context][H]
-    float *key_scales, *value_scales;  // [layers][K][context]
-    float *scores;                // [threads][N / K][context + 16]
 
-    PomonaSession(const PomonaModel &m, int room, int threads, const Kernels &kernels)
-        : model(m), a(m.architecture), with(kernels), team(threads), context(room) {
-        const int64_t heads = (int64_t)a.num_heads * a.head_dim, kv = (int64_t)a.num_kv_heads * a.head_dim;
+    PomonaEngine(const PomonaModel &m, int threads, const Kernels &kernels)
+        : model(m), a(m.architecture), with(kernels), team(threads), lists((size_t)threads), run_of(CHUNK) {
+        const int64_t heads = (int64_t)a.num_heads * a.head_dim, kv = (int64_t)a.num_kv_heads * a.head_dim, half = a.head_dim / 2;
+        for (int i = 0; i < half; i++) frequencies.push_back(std::pow(a.rope_base, -(double)i / (double)half));
+        cos = memory.array<float>(CHUNK * half);
+        sin = memory.array<float>(CHUNK * half);
         x = memory.array<float>((int64_t)CHUNK * a.model_dim);
         normed = memory.array<float>((int64_t)CHUNK * a.model_dim);
         query = memory.array<float>(CHUNK * heads);
@@ -93,55 +85,99 @@ struct PomonaSession {
         gate = memory.array<float>((int64_t)CHUNK * a.ffn_dim);
         up = memory.array<float>((int64_t)CHUNK * a.ffn_dim);
         hidden = memory.array<float>((int64_t)CHUNK * model.embedding.outputs);
+        low = memory.array<float>((int64_t)CHUNK * PLACES * POMONA_LARGEST_RANK);
+        narrowed = memory.array<int8_t>((int64_t)threads * a.head_dim);
         by_model = memory.quantized(CHUNK, a.model_dim);
         by_heads = memory.quantized(CHUNK, (int)heads);
         by_ffn = memory.quantized(CHUNK, a.ffn_dim);
-        const int64_t half = a.head_dim / 2, cells = (int64_t)a.num_layers * a.num_kv_heads * context;
-        cos = memory.array<float>(context * half);
-        sin = memory.array<float>(context * half);
-        for (int64_t i = 0; i < context * half; i++) {
-            const double angle = (double)(i / half) * std::pow(a.rope_base, -(double)(i % half) / (double)half);
-            cos[i] = (float)std::cos(angle);
-            sin[i] = (float)std::sin(angle);
+    }
+
+    // Room for attention over `tokens` positions.
+    void reach(int tokens) {
+        if (padded(tokens) <= room) return;
+        auto more = std::make_unique<Memory>();
+        std::vector<Attention> each;
+        for (int index = 0; index < team.size(); index++) each.emplace_back(*more, a.head_dim, padded(tokens));
+        attention = std::move(each);
+        longest = std::move(more);
+        room = padded(tokens);
+    }
+
+    // This thread's groups of several products, shared out by the bytes they read.
+    void multiply(std::vector<Product> &products, int index) {
+        int64_t total = 0, before = 0;
+        for (const Product &p : products) total += (int64_t)p.matrix->outputs / GROUP * p.matrix->inputs * p.matrix->bits;
+        const int64_t begin = total * index / team.size(), end = total * (index + 1) / team.size();
+        for (const Product &p : products) {
+            const PomonaMatrix &m = *p.matrix;
+            const Matrix weights = {m.packed, m.tables, m.factors, m.bits, m.inputs, m.outputs};
+            const int64_t groups = m.outputs / GROUP, each = (int64_t)m.inputs * m.bits;
+            const auto at = [&](int64_t place) { return std::clamp<int64_t>((place - before + each - 1) / each, 0, groups); };
+            for (int64_t group = at(begin), last = at(end); group < last; group++)
+                for (int row = p.first; row < p.first + p.count; row += ROWS)
+                    with.group(weights, (int)group, *p.vectors, row, std::min(ROWS, p.first + p.count - row),
+                               p.out + row * p.stride + group * GROUP, (int)p.stride);
+            before += groups * each;
         }
-        keys = memory.array<int8_t>(cells * a.head_dim);
-        values = memory.array<int8_t>(cells * a.head_dim);
-        key_scales = memory.array<float>(cells);
-        value_scales = memory.array<float>(cells);
-        scores = memory.array<float>((int64_t)threads * (a.num_heads / a.num_kv_heads) * (context + 16));
+        products.clear();
     }
 
-    // out [C][outputs] = the first `count` vectors times a matrix: this thread's share of its rows.
-    void product(const PomonaMatrix &m, const Quantized &vectors, int count, float *out, int index) {
-        const Matrix weights = matrix(m);
-        const Share mine(m.outputs / GROUP, index, team.size());
-        for (int group = mine.first; group < mine.last; group++)
-            for (int first = 0; first < count; first += ROWS)
-                with.group(weights, group, vectors, first, std::min(ROWS, count - first),
-                           out + (int64_t)first * m.outputs + group * GROUP, m.outputs);
+    // One projection of all rows, and what their adapters make of its input.
+    void project(int layer, Place place, const PomonaMatrix &m, const Quantized &vectors, float *out, int index) {
+        lists[(size_t)index].push_back({&m, &vectors, 0, rows, out, m.outputs});
+        for (const Run &run : runs)
+            if (run.part->adapter)
+                lists[(size_t)index].push_back({&run.part->adapter[layer].places[place].a, &vectors, run.row, run.count,
+                                                low + place * POMONA_LARGEST_RANK, PLACES * POMONA_LARGEST_RANK});
     }
 
-    void normalize(const float *weight, int count, int index) {
+    // Adds what a row's adapter has for `groups` groups of 16 outputs from `first` on.
+    void correct(int layer, Place place, int row, float *out, int first, int groups) {
+        const PomonaAdapterLayer *adapter = run_of[(size_t)row]->part->adapter;
+        if (!adapter) return;
+        const PomonaLowRank &own = adapter[layer].places[place];
+        const int rank = own.a.outputs;
+        with.low_rank(out, own.b + (int64_t)first * rank * GROUP, own.factors + first * GROUP,
+                      low + ((int64_t)row * PLACES + place) * POMONA_LARGEST_RANK, rank, groups);
+    }
+
+    // work(row, first, count): this thread's share of `each` parts of every row.
+    template <typename Work>
+    void spans(int each, int index, Work work) {
+        const Share mine((int64_t)rows * each, index, team.size());
+        for (int from = mine.first; from < mine.last;) {
+            const int count = std::min(each - from % each, mine.last - from);
+            work(from / each, from % each, count);
+            from += count;
+        }
+        team.meet();
+    }
+
+    // Row `t` of `to` is that of row[t] of x, normalised.
+    void normalize(const float *weight, const int *row, int count, int index) {
         const Share mine(count, index, team.size());
         for (int t = mine.first; t < mine.last; t++) {
             float *out = normed + (int64_t)t * a.model_dim;
-            with.rms_norm(x + (int64_t)t * a.model_dim, weight, a.norm_epsilon, a.model_dim, out);
-            with.quantize(out, a.model_dim, padded(a.model_dim), by_model, t);
+            with.rms_norm(x + (int64_t)(row ? row[t] : t) * a.model_dim, weight, a.norm_epsilon, a.model_dim, out);
+            with.quantize(out, a.model_dim, padded(a.model_dim), by_model, t, 0, padded(a.model_dim) / BLOCK);
         }
         team.meet();
     }
 
-    void add(const float *more, int count, int index) {
-        const Share mine(count * a.model_dim, index, team.size());
-        for (int i = mine.first; i < mine.last; i++) x[i] += more[i];
-        team.meet();
+    // x += product.
+    void add(int layer, Place place, float *product, int index) {
+        spans(a.model_dim / GROUP, index, [&](int row, int first, int count) {
+            const int64_t from = (int64_t)row * a.model_dim + first * GROUP;
+            correct(layer, place, row, product + from, first, count);
+            for (int64_t i = from; i < from + count * GROUP; i++) x[i] += product[i];
+        });
     }
 
     // Normalised and turned in place.
-    void turn(float *head, const float *weight, int position) {
+    void turn(float *head, const float *weight, int row) {
         const int half = a.head_dim / 2;
         with.rms_norm(head, weight, a.norm_epsilon, a.head_dim, head);
-        const float *c = cos + (int64_t)position * half, *s = sin + (int64_t)position * half;
+        const float *c = cos + (int64_t)row * half, *s = sin + (int64_t)row * half;
         for (int i = 0; i < half; i++) {
             const float one = head[i], other = head[i + half];
             head[i] = one * c[i] - other * s[i];
@@ -149,201 +185,195 @@ struct PomonaSession {
         }
     }
 
-    void place_heads(const PomonaLayer &layer, int number, int count, int index) {
-        const int H = a.head_dim, N = a.num_heads, K = a.num_kv_heads;
-        const Share mine(count * (N + K), index, team.size());
-        for (int i = mine.first; i < mine.last; i++) {
-            const int t = i / (N + K), head = i % (N + K);
-            if (head < N) {
-                turn(query + ((int64_t)t * N + head) * H, layer.query_norm, length + t);
-                continue;
+    void place_heads(const PomonaLayer &layer, int number, int index) {
+        const int H = a.head_dim, N = a.num_heads, K = a.num_kv_heads, groups = H / GROUP;
+        int8_t *narrow = narrowed + (int64_t)index * H;
+        spans(N + K, index, [&](int row, int first, int count) {
+            const Run &run = *run_of[(size_t)row];
+            const int position = run.position + row - run.row;
+            for (int head = first; head < first + count; head++) {
+                if (head < N) {
+                    float *q = query + ((int64_t)row * N + head) * H;
+                    correct(number, QUERY, row, q, head * groups, groups);
+                    turn(q, layer.query_norm, row);
+                    continue;
+                }
+                const int own = head - N;
+                float *k = key + ((int64_t)row * K + own) * H, *v = value + ((int64_t)row * K + own) * H;
+                correct(number, KEY, row, k, own * groups, groups);
+                correct(number, VALUE, row, v, own * groups, groups);
+                turn(k, layer.key_norm, row);
+                float scale = with.narrow(k, H, narrow);
+                run.part->sequence->keep_key(number, own, position, narrow, scale);
+                scale = with.narrow(v, H, narrow);
+                run.part->sequence->keep_value(number, own, position, narrow, scale);
             }
-            float *k = key + ((int64_t)t * K + head - N) * H;
-            turn(k, layer.key_norm, length + t);
-            const int64_t cell = ((int64_t)number * K + head - N) * context + length + t;
-            key_scales[cell] = with.narrow(k, H, keys + cell * H);
-            value_scales[cell] = with.narrow(value + ((int64_t)t * K + head - N) * H, H, values + cell * H);
-        }
-        team.meet();
+        });
     }
 
-    // The query heads that share a key head are taken together: its keys and values are read once for all of them.
-    void attend(int number, int count, int index) {
+    // Tiles of queries that share a key-value head are shared out.
+    void attend(int number, int index) {
         const int H = a.head_dim, N = a.num_heads, K = a.num_kv_heads, G = N / K;
-        const float scale = 1.0f / std::sqrt((float)H);
-        float *own = scores + (int64_t)index * G * (context + 16);
-        const Share mine(count * K, index, team.size());
-        for (int i = mine.first; i < mine.last; i++) {
-            const int t = i / K, head = i % K, seen = length + t + 1;
-            const int64_t cells = ((int64_t)number * K + head) * context;
-            const float *q = query + ((int64_t)t * N + (int64_t)head * G) * H;
-            float *out = attended + ((int64_t)t * N + (int64_t)head * G) * H;
-            for (int p = 0; p < seen; p++)
-                for (int g = 0; g < G; g++)
-                    own[(int64_t)g * (context + 16) + p] =
-                        with.dot(q + (int64_t)g * H, keys + (cells + p) * H, H) * (key_scales[cells + p] * scale);
-            for (int g = 0; g < G; g++) {
-                float *weights = own + (int64_t)g * (context + 16);
-                const float total = with.softmax(weights, seen);
-                for (int p = 0; p < seen; p++) weights[p] = weights[p] / total * value_scales[cells + p];
+        const auto tiles = [&](const Run &run) { return (run.count * G + PAIRS - 1) / PAIRS; };
+        int64_t total = 0, before = 0;
+        for (const Run &run : runs) total += (int64_t)K * tiles(run);
+        const Share mine(total, index, team.size());
+        for (const Run &run : runs) {
+            const int64_t own = (int64_t)K * tiles(run);
+            for (int64_t i = std::max<int64_t>(mine.first - before, 0); i < std::min(mine.last - before, own); i++) {
+                const int head = (int)(i / tiles(run)), first = (int)(i % tiles(run)) * PAIRS;
+                const int64_t from = ((int64_t)run.row * N + (int64_t)head * G) * H;
+                const Queries queries = {query + from, attended + from, G, (int64_t)N * H, run.position};
+                attention[(size_t)index].attend(with, *run.part->sequence, number, head, queries, first,
+                                                std::min(PAIRS, run.count * G - first));
             }
-            std::memset(out, 0, sizeof(float) * (size_t)G * H);
-            for (int p = 0; p < seen; p++)
-                for (int g = 0; g < G; g++)
-                    with.add_scaled(out + (int64_t)g * H, values + (cells + p) * H, own[(int64_t)g * (context + 16) + p], H);
+            before += own;
         }
         team.meet();
-    }
-
-    void quantize_all(const float *from, int size, const Quantized &to, int count, int index) {
-        const Share mine(count, index, team.size());
-        for (int t = mine.first; t < mine.last; t++) with.quantize(from + (int64_t)t * size, size, padded(size), to, t);
+        const Share tokens(rows, index, team.size());
+        const int size = N * H, wide = padded(size);
+        for (int t = tokens.first; t < tokens.last; t++)
+            with.quantize(attended + (int64_t)t * size, size, wide, by_heads, t, 0, wide / BLOCK);
         team.meet();
     }
 
-    void embed(const int32_t *tokens, int count, int index) {
-        const Share mine(count, index, team.size());
-        for (int t = mine.first; t < mine.last; t++) {
-            const int token = tokens[t], lane = token % GROUP;
-            const uint8_t *row = model.embedding.packed + (int64_t)(token / GROUP) * model.embedding.inputs * GROUP;
+    // silu(gate) * up, rounded.
+    void gated(int layer, int index) {
+        const int F = a.ffn_dim, wide = padded(F);
+        spans(wide / BLOCK, index, [&](int row, int first, int count) {
+            const int begin = first * BLOCK, size = std::min(F, (first + count) * BLOCK) - begin;
+            float *g = gate + (int64_t)row * F + begin, *u = up + (int64_t)row * F + begin;
+            correct(layer, GATE, row, g, begin / GROUP, size / GROUP);
+            correct(layer, UP, row, u, begin / GROUP, size / GROUP);
+            with.gated(g, u, size, g);
+            with.quantize(gate + (int64_t)row * F, F, wide, by_ffn, row, first, first + count);
+        });
+    }
+
+    void embed(int index) {
+        const int half = a.head_dim / 2;
+        const Share mine(rows, index, team.size());
+        for (int row = mine.first; row < mine.last; row++) {
+            const Run &run = *run_of[(size_t)row];
+            const int place = row - run.row, token = run.part->tokens[run.begin + place], lane = token % GROUP;
+            const uint8_t *from = model.embedding.packed + (int64_t)(token / GROUP) * model.embedding.inputs * GROUP;
             for (int d = 0; d < a.model_dim; d++)
-                x[(int64_t)t * a.model_dim + d] =
-                    (float)(int8_t)row[d / 4 * 64 + lane * 4 + d % 4] * model.embedding.factors[token];
+                x[(int64_t)row * a.model_dim + d] =
+                    (float)(int8_t)from[d / 4 * 64 + lane * 4 + d % 4] * model.embedding.factors[token];
+            for (int i = 0; i < half; i++) {
+                const double angle = (run.position + place) * frequencies[(size_t)i];
+                cos[(int64_t)row * half + i] = (float)std::cos(angle);
+                sin[(int64_t)row * half + i] = (float)std::sin(angle);
+            }
         }
         team.meet();
     }
 
-    void layers(int count, int index) {
+    void layers(int index) {
+        std::vector<Product> &products = lists[(size_t)index];
         for (int number = 0; number < a.num_layers; number++) {
             const PomonaLayer &layer = model.layers[number];
-            normalize(layer.attention_norm, count, index);
-            product(layer.query, by_model, count, query, index);
-            product(layer.key, by_model, count, key, index);
-            product(layer.value, by_model, count, value, index);
+            normalize(layer.attention_norm, nullptr, rows, index);
+            project(number, QUERY, layer.query, by_model, query, index);
+            project(number, KEY, layer.key, by_model, key, index);
+            project(number, VALUE, layer.value, by_model, value, index);
+            multiply(products, index);
             team.meet();
-            place_heads(layer, number, count, index);
-            attend(number, count, index);
-            quantize_all(attended, a.num_heads * a.head_dim, by_heads, count, index);
-            product(layer.output, by_heads, count, normed, index);
+            place_heads(layer, number, index);
+            attend(number, index);
+            project(number, OUTPUT, layer.output, by_heads, normed, index);
+            multiply(products, index);
             team.meet();
-            add(normed, count, index);
-            normalize(layer.ffn_norm, count, index);
-            product(layer.gate, by_model, count, gate, index);
-            product(layer.up, by_model, count, up, index);
+            add(number, OUTPUT, normed, index);
+            normalize(layer.ffn_norm, nullptr, rows, index);
+            project(number, GATE, layer.gate, by_model, gate, index);
+            project(number, UP, layer.up, by_model, up, index);
+            multiply(products, index);
             team.meet();
-            const Share mine(count * (a.ffn_dim / GROUP), index, team.size());
-            const int64_t first = (int64_t)mine.first * GROUP;
-            with.gated(gate + first, up + first, (mine.last - mine.first) * GROUP, gate + first);
+            gated(number, index);
+            project(number, DOWN, layer.down, by_ffn, normed, index);
+            multiply(products, index);
             team.meet();
-            quantize_all(gate, a.ffn_dim, by_ffn, count, index);
-            product(layer.down, by_ffn, count, normed, index);
-            team.meet();
-            add(normed, count, index);
+            add(number, DOWN, normed, index);
         }
     }
 
-    // Logits of the last of `count` tokens of this chunk, or of all.
-    void head(int count, bool every, int index) {
-        if (!every && count > 1) {
-            if (index == 0) std::memcpy(x, x + (int64_t)(count - 1) * a.model_dim, sizeof(float) * (size_t)a.model_dim);
-            team.meet();
-        }
-        normalize(model.final_norm, every ? count : 1, index);
-        product(model.embedding, by_model, every ? count : 1, hidden, index);
+    void head(int index) {
+        if (wanted.empty()) return;
+        const int count = (int)wanted.size();
+        normalize(model.final_norm, wanted.data(), count, index);
+        lists[(size_t)index].push_back({&model.embedding, &by_model, 0, count, hidden, model.embedding.outputs});
+        multiply(lists[(size_t)index], index);
     }
 
-    void take_logits(int rows, float *logits) {
-        for (int t = 0; t < rows; t++) {
-            const float *from = hidden + (int64_t)t * model.embedding.outputs;
-            std::memcpy(logits + (int64_t)t * a.vocab_size, from, sizeof(float) * (size_t)a.vocab_size);
+    // Fills a chunk from the parts that are left, of which `begin` tokens of the first have been run.
+    void gather(const PomonaPart *&part, const PomonaPart *end, int &begin) {
+        runs.clear();
+        wanted.clear();
+        rows = 0;
+        while (part < end && rows < CHUNK) {
+            const int count = std::min(CHUNK - rows, part->count - begin);
+            runs.push_back({part, begin, rows, count, part->sequence->length});
+            for (int i = 0; i < count; i++)
+                if (part->every || begin + i + 1 == part->count) wanted.push_back(rows + i);
+            part->sequence->length += count;
+            rows += count;
+            begin += count;
+            if (begin == part->count) part++, begin = 0;
         }
+        for (const Run &run : runs)
+            for (int i = 0; i < run.count; i++) run_of[(size_t)(run.row + i)] = &run;
     }
 
-    bool advance(const int32_t *tokens, int total, bool every, float *logits) {
-        if (total > context - length) return false;
-        for (int first = 0; first < total; first += CHUNK) {
-            const int count = std::min(CHUNK, total - first);
-            const bool last = first + count == total;
+    void advance(const PomonaPart *part, int count, float *logits) {
+        const PomonaPart *end = part + count;
+        for (int begin = 0; part < end;) {
+            gather(part, end, begin);
             team.run([&](int index) {
-                embed(tokens + first, count, index);
-                layers(count, index);
-                if (every || last) head(count, every, index);
+                embed(index);
+                layers(index);
+                head(index);
             });
-            if (every || last) take_logits(every ? count : 1, logits + (every ? (int64_t)first * a.vocab_size : 0));
-            length += count;
+            for (size_t i = 0; i < wanted.size(); i++, logits += a.vocab_size)
+                std::memcpy(logits, hidden + (int64_t)i * model.embedding.outputs, sizeof(float) * (size_t)a.vocab_size);
         }
-        return true;
     }
 };
 
 extern "C" {
 
-const char *pomona_instruction_sets(void) {
-    static const std::string names = [] {
-        std::string found;
-        for (const Kernels *each : {avx512_kernels(), avx2_kernels(), portable_kernels()})
-            if (each) found += (found.empty() ? "" : ",") + std::string(each->name);
-        return found;
-    }();
-    return names.c_str();
-}
-
-PomonaSession *pomona_open(const PomonaModel *model, int32_t context, int32_t threads, const char *set) {
+PomonaEngine *pomona_engine(const PomonaModel *model, int32_t threads, const char *set) {
     const Kernels *kernels = kernels_called(set);
     if (!kernels) return nullptr;
     try {
-        return new PomonaSession(*model, context, threads, *kernels);
+        return new PomonaEngine(*model, threads, *kernels);
     } catch (const std::exception &) {  // no memory, or no threads
         return nullptr;
     }
 }
 
-void pomona_close(PomonaSession *session) { delete session; }
+void pomona_close_engine(PomonaEngine *engine) { delete engine; }
 
-int32_t pomona_advance(PomonaSession *session, const int32_t *tokens, int32_t count, int32_t every, float *logits) {
-    return session->advance(tokens, count, every != 0, logits) ? 0 : 1;
-}
-
-int32_t pomona_length(const PomonaSession *session) { return session->length; }
-
-void pomona_forget(PomonaSession *session, int32_t length) {
-    if (length < session->length) session->length = length < 0 ? 0 : length;
-}
-
-int32_t pomona_product(const PomonaMatrix *m, const float *x, int32_t size, int32_t tokens, const char *set, float *out) {
-    const Kernels *kernels = kernels_called(set);
-    if (!kernels) return 1;
-    Memory memory;
-    const Quantized vectors = memory.quantized(tokens, size);
-    for (int t = 0; t < tokens; t++) kernels->quantize(x + (int64_t)t * size, size, padded(size), vectors, t);
-    const Matrix weights = matrix(*m);
-    for (int group = 0; group < m->outputs / GROUP; group++)
-        for (int first = 0; first < tokens; first += ROWS)
-            kernels->group(weights, group, vectors, first, std::min(ROWS, tokens - first),
-                           out + (int64_t)first * m->outputs + group * GROUP, m->outputs);
-    return 0;
-}
-
-double pomona_read_seconds(const uint8_t *data, int64_t bytes, int32_t threads, int32_t times) {
-    Team team(threads);
-    double best = 1e30;
-    std::atomic<uint64_t> sink{0};
-    for (int turn = 0; turn < times; turn++) {
-        const auto begin = std::chrono::steady_clock::now();
-        team.run([&](int index) {
-            const int64_t words = bytes / 64, first = words * index / threads, last = words * (index + 1) / threads;
-            uint64_t sums[8] = {};
-            for (int64_t i = first; i < last; i++) {
-                uint64_t line[8];
-                std::memcpy(line, data + i * 64, 64);
-                for (int j = 0; j < 8; j++) sums[j] += line[j];
-            }
-            for (uint64_t each : sums) sink += each;
-        });
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-        best = std::min(best, took.count());
+PomonaSequence *pomona_sequence(PomonaEngine *engine, int32_t context) {
+    try {
+        auto sequence = std::make_unique<PomonaSequence>(engine->a, context);
+        engine->reach(context);
+        return sequence.release();
+    } catch (const std::bad_alloc &) {
+        return nullptr;
     }
-    return best;
+}
+
+void pomona_close_sequence(PomonaSequence *sequence) { delete sequence; }
+
+void pomona_advance(PomonaEngine *engine, const PomonaPart *parts, int32_t count, float *logits) {
+    engine->advance(parts, count, logits);
+}
+
+int32_t pomona_length(const PomonaSequence *sequence) { return sequence->length; }
+
+void pomona_forget(PomonaSequence *sequence, int32_t length) {
+    if (length < sequence->length) sequence->length = length < 0 ? 0 : length;
 }
 
 }  // extern "C"

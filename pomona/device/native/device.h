@@ -1,4 +1,4 @@
-/* The device runtime's C interface. Nothing here reads a file: all arrays belong to the caller, outlive the session, and
+/* The device runtime's C interface. Nothing here reads a file: all arrays belong to the caller, outlive what uses them, and
  * have been checked by it (pomona/device/file.py). Sizes are those of `pomona.model.config.Architecture`. */
 #ifndef POMONA_DEVICE_H
 #define POMONA_DEVICE_H
@@ -36,23 +36,52 @@ typedef struct {
     const float *final_norm;
 } PomonaModel;
 
-typedef struct PomonaSession PomonaSession;
+/* What an adapter adds to a projection: factors * b (a x), b [outputs / 16][rank][16]; a has 8 bits and `rank` outputs, a
+ * multiple of 16 and at most POMONA_LARGEST_RANK. */
+#define POMONA_LARGEST_RANK 256
+typedef struct {
+    PomonaMatrix a;
+    const int8_t *b;
+    const float *factors;
+} PomonaLowRank;
+
+/* In the order query, key, value, output, gate, up, down. */
+typedef struct {
+    PomonaLowRank places[7];
+} PomonaAdapterLayer;
+
+/* Threads and what they compute in; a sequence's keys and values. */
+typedef struct PomonaEngine PomonaEngine;
+typedef struct PomonaSequence PomonaSequence;
+
+/* Tokens that come next in a sequence. */
+typedef struct {
+    PomonaSequence *sequence;
+    const PomonaAdapterLayer *adapter; /* all layers; null for the bare model */
+    const int32_t *tokens;
+    int32_t count;
+    int32_t every; /* logits after each token, not only after the last */
+} PomonaPart;
 
 /* The names of the instruction sets that this processor runs, best first, separated by commas. */
 const char *pomona_instruction_sets(void);
 
-/* Room for `context` tokens and the threads that compute. Null where there is no memory for it, or `set` is no
- * instruction set of this processor; an empty `set` takes the best. */
-PomonaSession *pomona_open(const PomonaModel *, int32_t context, int32_t threads, const char *set);
-void pomona_close(PomonaSession *);
+/* Null where there is no memory or no threads, or `set` is no instruction set of this processor; an empty `set` takes the
+ * best. */
+PomonaEngine *pomona_engine(const PomonaModel *, int32_t threads, const char *set);
+void pomona_close_engine(PomonaEngine *);
 
-/* Runs `count` more tokens. Writes the logits [vocab_size] after the last one, or after each [count][vocab_size].
- * 0: done; 1: the context has no room, and nothing was done. */
-int32_t pomona_advance(PomonaSession *, const int32_t *tokens, int32_t count, int32_t every, float *logits);
+/* Room for `context` tokens; null where there is no memory for it. */
+PomonaSequence *pomona_sequence(PomonaEngine *, int32_t context);
+void pomona_close_sequence(PomonaSequence *);
+
+/* Runs the tokens of several sequences, each of which is named once, and has room for them. Writes logits [vocab_size]
+ * for every row that is asked for, in the order of the parts. */
+void pomona_advance(PomonaEngine *, const PomonaPart *parts, int32_t count, float *logits);
 
 /* How many tokens are kept, and to forget all after the first `length`. */
-int32_t pomona_length(const PomonaSession *);
-void pomona_forget(PomonaSession *, int32_t length);
+int32_t pomona_length(const PomonaSequence *);
+void pomona_forget(PomonaSequence *, int32_t length);
 
 /* For tests and benches: one product, out [tokens][outputs] = x [tokens][size] times the matrix, on one thread. */
 int32_t pomona_product(const PomonaMatrix *, const float *x, int32_t size, int32_t tokens, const char *set, float *out);

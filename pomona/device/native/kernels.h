@@ -37,23 +37,29 @@ struct Kernels {
     const char *name;
     // out[token * stride + lane] for one group and `tokens` (1 to 8) vectors from `first` on.
     void (*group)(const Matrix &, int group, const Quantized &, int first, int tokens, float *out, int stride);
-    // A vector of `size` (a multiple of 16, padded to `padded`) into the place of a token.
-    void (*quantize)(const float *x, int size, int padded, const Quantized &, int token);
+    // The blocks [first, last) of a vector of `size` (a multiple of 16, padded to `padded`) into the place of a token.
+    void (*quantize)(const float *x, int size, int padded, const Quantized &, int token, int first, int last);
+    // A whole vector into the places of two tokens: itself, and what rounding left over.
+    void (*split)(const float *x, int size, int padded, const Quantized &, int token);
     // x / sqrt(mean(x^2) + epsilon) * weight; size is a multiple of 16.
     void (*rms_norm)(const float *x, const float *weight, float epsilon, int size, float *out);
     // silu(gate) * up.
     void (*gated)(const float *gate, const float *up, int size, float *out);
-    // int8 with one scale a head vector; size is a multiple of 16.
+    // int8 with one scale, which it returns; size is a multiple of 16.
     float (*narrow)(const float *x, int size, int8_t *out);
-    float (*dot)(const float *x, const int8_t *y, int size);
-    void (*add_scaled)(float *out, const int8_t *y, float scale, int size);
-    // Scores become exp(score - largest); returns their sum.
-    float (*softmax)(float *scores, int count);
+    // out += factors * b x, for groups of 16 outputs: b [groups][rank][16], x [rank].
+    void (*low_rank)(float *out, const int8_t *b, const float *factors, const float *x, int rank, int groups);
+    // Scores, given as two parts, become softmax(scale * score) * value_scale of `seen` positions, and zeros up to `wide`;
+    // all arrays reach to a multiple of 16.
+    void (*weigh)(float *scores, const float *rest, float scale, const float *value_scales, int seen, int wide);
 };
 
 // Null where it was not compiled, or where this processor lacks the instructions.
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
+
+// Those of a name, or the best for an empty one; null where there are none.
+const Kernels *kernels_called(const char *name);
 
 }  // namespace pomona

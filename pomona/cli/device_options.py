@@ -1,0 +1,58 @@
+"""What the verbs that compute a device file share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pomona.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pomona.device.engine import DeviceModel
+    from pomona.device.speculate import Drafter
+    from pomona.model.sampling import Sampling
+
+Speculation = str
+
+
+def open_model(path: Path) -> "DeviceModel":
+    """Opens a device file and reads all of it against its checksums.
+
+    Raises:
+        UserError: it is a run folder, not there, or damaged.
+    """
+    from pomona.device.engine import load
+
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder.",
+            "this is for a device file.",
+            f"pomona export {path} --format pomona --output {path.name}.pom",
+        )
+    return load(path, check=True)
+
+
+def drafter_of(
+    speculate: Speculation, model: "DeviceModel", context: int, threads: int | None, sampling: "Sampling"
+) -> "Drafter | None":
+    """What guesses tokens: nothing for `none`, the text so far for `lookup`, or the smaller model of a file.
+
+    Raises:
+        UserError: the smaller model has another tokenizer, or cannot be opened.
+    """
+    from pomona.device.speculate import DraftModel, LookUp
+
+    if speculate == "none":
+        return None
+    if speculate == "lookup":
+        return LookUp()
+    if not Path(speculate).is_file():
+        raise UserError(
+            f"--speculate {speculate}.", "it is none, lookup, or the path of a device file.", "--speculate lookup"
+        )
+    smaller = open_model(Path(speculate))
+    if smaller.tokenizer.fingerprint != model.tokenizer.fingerprint:
+        raise UserError(
+            f"{speculate} has another tokenizer than {model.file.path}.",
+            "a guess is a token of both models.",
+            "a model that was trained with the same tokenizer, or --speculate lookup",
+        )
+    return DraftModel(smaller.open(context, threads), sampling)
