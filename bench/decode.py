@@ -6,8 +6,8 @@ it costs in quality, on the trained pair of `make demo`.
 Random weights of the real size (random_models.py): ours at 3.7 bits and at 2, llama.cpp's Q4_K_M, Q4_0 and Q2_K, and
 PyTorch in bfloat16 as `transformers` runs it. Decoding is the median time of a token after a prompt; prefill is that of
 512 tokens at once. Runtimes take turns, each in a process of its own; ratios are tokens a second over theirs, by
-medians over rounds. `share_of_bandwidth` is what our 3.7-bit model reads a token, times its tokens a second, over what as many
-threads read from a large array. The long context is timed once.
+medians over rounds. `share_of_bandwidth` is what our 3.7-bit model reads a token, times its tokens a second, over what
+as many threads read from a large array. The long context is timed once.
 
 What adapters and guesses cost is timed within one process, in turns. Guesses are right as often as those of a look-up
 are on the trained model, continuing held-out text.

@@ -5,6 +5,11 @@ from pomona.model.config import Architecture
 TINY = Architecture(vocab_size=4096, model_dim=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64, ffn_dim=704)
 """4 M parameters: the demo's."""
 
+TINY_DRAFT = Architecture(
+    vocab_size=4096, model_dim=128, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=64, ffn_dim=384
+)
+"""0.9 M parameters: guesses tokens for the demo's."""
+
 AFM_85M = Architecture(
     vocab_size=16384, model_dim=768, num_layers=10, num_heads=12, num_kv_heads=4, head_dim=64, ffn_dim=2048
 )
@@ -27,6 +32,7 @@ AFM_SERVER = Architecture(
 
 PRESETS = {
     "tiny": TINY,
+    "tiny_draft": TINY_DRAFT,
     "afm_85m": AFM_85M,
     "afm_device": AFM_DEVICE,
     "afm_device_parent": AFM_DEVICE_PARENT,

@@ -16,8 +16,8 @@ from pomona.train.config import Run
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(demo.tiny, afm_85m, device.afm_device, device.afm_device_parent, device.afm_device_continued),
-        server.afm_server,
+        *(demo.tiny, demo.tiny_draft, afm_85m, device.afm_device, device.afm_device_parent),
+        *(device.afm_device_continued, server.afm_server),
     )
 }
 
@@ -34,6 +34,7 @@ class Hardware:
 
 HARDWARE = {
     "tiny": Hardware("2 CPU cores", None),
+    "tiny_draft": Hardware("2 CPU cores", None),
     "afm_85m": Hardware("1 GPU", parse_fleet("h100-1")),
     "afm_device": Hardware("2048 v5p", parse_fleet("v5p:8x16x16")),
     "afm_device_parent": Hardware("2048 v5p", parse_fleet("v5p:8x16x16")),
