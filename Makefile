@@ -56,6 +56,9 @@ bench-compress: .venv/dev .venv/llama  ## bits per byte at every compressed size
 bench-decode: .venv/peers .venv/llama  ## tokens a second of a 3 B model on this CPU, beside llama.cpp and PyTorch
 	.venv/bin/python bench/decode.py
 
+bench-fuzz: .venv/base  ## 100,000 damaged device files, opened and computed under the address sanitizer
+	.venv/bin/python bench/fuzz.py
+
 bench-kernel-cycles: .venv/base .venv/libtpu  ## busy matrix units in the attention kernel's code
 	$(WITH_LIBTPU) .venv/bin/python bench/kernel_cycles.py
 

@@ -114,7 +114,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         content = path.read_bytes()
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise UserError(
             f"no tokenizer can be read from {path}: {error}.",
             f"a tokenizer is a folder with a SentencePiece model named {MODEL_FILE}.",

@@ -10,8 +10,8 @@
     tokenizer                                         the SentencePiece model, uint8
 
 ABOUT is JSON text: format, name, architecture, rope_base, bits by matrix, bits_per_weight, the fingerprint of the
-palettes, and the CRC-32 of every tensor. Opening a file checks everything that could make a reader leave its memory;
-`verify` checks every byte.
+palettes, and the CRC-32 of every tensor. Opening a file checks everything that could make a reader leave its memory,
+and that the tokenizer, which another library reads, is as it was written; `verify` checks every byte.
 """
 
 import dataclasses
@@ -134,6 +134,8 @@ def read_file(path: Path) -> DeviceFile:
         }
         norms = {name: _array(arrays, name, np.float32, shape) for name, shape in norm_shapes(architecture).items()}
         tokenizer = arrays["tokenizer"].tobytes()
+        if zlib.crc32(tokenizer) != about["crc32"].get("tokenizer"):
+            raise ValueError("its tokenizer is damaged")
         rope_base = float(about["rope_base"])
         if not math.isfinite(rope_base) or rope_base <= 1:
             raise ValueError(f"the rotary base is {rope_base}")
@@ -178,8 +180,10 @@ def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"this version of Pomona reads format {FORMAT}.",
             "a version of Pomona as new as the one that wrote it, or export the run again.",
         )
-    if not isinstance(about["bits"], dict) or not isinstance(about["crc32"], dict):
-        raise ValueError("its bits or checksums are no lists of names")
+    kinds = {"bits": dict, "crc32": dict, "fingerprint": str, "name": str}
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise ValueError(f"its {name} is {about[name]!r}")
     arrays, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]

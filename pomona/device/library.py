@@ -18,6 +18,8 @@ from pomona.device.layout import DeviceMatrix, padded
 from pomona.model.config import PLACES
 
 floats = POINTER(c_float)
+FOLDER = Path(__file__).parent
+"""Where the library lies."""
 
 
 class Matrix(ctypes.Structure):
@@ -90,7 +92,7 @@ class Part(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = sorted(Path(__file__).parent.glob("_native*.so")) + sorted(Path(__file__).parent.glob("_native*.pyd"))
+    found = sorted(FOLDER.glob("_native*.so")) + sorted(FOLDER.glob("_native*.pyd"))
     if not found:
         return None
     library = ctypes.CDLL(str(found[0]))

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from pomona.core.errors import UserError
 from pomona.device.engine import load
 from pomona.device.file import read_file, verify, write_file
+from pomona.device.session import instruction_sets
 
 
 def parts(path):
@@ -73,6 +74,8 @@ def remove(name):
         (about(format=2), "format 2"),
         (about(architecture={"vocab_size": 5}), "architecture"),
         (about(bits={}), "None bits"),
+        (about(fingerprint=None), "fingerprint is None"),
+        (about(crc32={}), "tokenizer is damaged"),
         (about(rope_base=float("nan")), "rotary base"),
         (about(rope_base="x"), "could not convert"),
         (remove("__metadata__"), "__metadata__"),
@@ -152,6 +155,20 @@ def test_numbers_that_are_not_finite_are_refused(pom, tmp_path):
     (tmp_path / "bad.pom").write_bytes(joined(header, data))
     with pytest.raises(UserError, match=r"layers\.00\.ffn\.down is not finite"):
         load(tmp_path / "bad.pom")
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("place", ["layers.00.attention.value", "layers.00.ffn.down", "layers.01.attention.key"])
+def test_numbers_that_grow_beyond_all_bounds_are_told_and_leave_the_session_as_it_was(pom, tmp_path, name, place):
+    """Finite factors whose products are not: a comparison that loses a NaN would make text of it."""
+    header, data = parts(pom)
+    first, last = header[f"{place}.factors"]["data_offsets"]
+    data = data[:first] + np.full((last - first) // 4, 3e38, np.float32).tobytes() + data[last:]
+    (tmp_path / "bad.pom").write_bytes(joined(header, data))
+    session = load(tmp_path / "bad.pom").open(context=8, threads=2, instruction_set=name)
+    with np.errstate(all="ignore"), pytest.raises(UserError, match="not finite numbers"):
+        session.advance([1, 5, 9])
+    assert session.length == 0
 
 
 def test_what_cannot_be_written_leaves_nothing(pom, tmp_path):
