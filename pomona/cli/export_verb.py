@@ -1,4 +1,4 @@
-"""`pomona export RUN --format hf|gguf|pomona|adapter|peft`."""
+"""`pomona export RUN --format hf|gguf|pomona|adapter|peft|gguf-adapter`."""
 
 import dataclasses
 from pathlib import Path
@@ -17,14 +17,16 @@ class Export:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    format: Literal["hf", "gguf", "pomona", "adapter", "peft"] = "hf"
+    format: Literal["hf", "gguf", "pomona", "adapter", "peft", "gguf-adapter"] = "hf"
     """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. pomona: one file of
     a palettized run, for Pomona's own device runtime. adapter: that of a recovered or adapted run, for `pomona generate
-    --adapter`. peft: the same for the peft package, on the hf export of its base."""
+    --adapter`. peft: the same for the peft package, on the hf export of its base; gguf-adapter: for llama.cpp, on the
+    gguf export of its base."""
     output: Path | None = None
-    """Where to write; RUN-FORMAT, RUN.gguf or RUN.pom by default."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type of the weights on disk; float16 is for gguf."""
+    """Where to write; RUN-FORMAT, RUN.gguf, RUN-adapter.gguf or RUN.pom by default."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q2_k"] = "float32"
+    """The type of the weights on disk; float16, q8_0 and q2_k are for gguf. q2_k: the balanced 2-bit grid, bit for
+    bit."""
     pad_ffn: bool = False
     """gguf: widen the feed-forward block with zeros to a multiple of 256, which K-quants need; no logit changes."""
     step: int | None = None
@@ -36,6 +38,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Export, arguments, "export")
     if options.format == "gguf":
         _gguf(options)
+    elif options.format == "gguf-adapter":
+        _gguf_adapter(options)
     elif options.format == "pomona":
         _device(options)
     else:
@@ -56,8 +60,8 @@ def _device(options: Export) -> None:
 
 
 def _folder(options: Export) -> None:
-    if options.dtype == "float16" or options.pad_ffn:
-        given = "--dtype float16" if options.dtype == "float16" else "--pad-ffn"
+    if options.dtype not in ("float32", "bfloat16") or options.pad_ffn:
+        given = "--pad-ffn" if options.pad_ffn else f"--dtype {options.dtype}"
         raise UserError(f"{given} with --format {options.format}.", "this is for --format gguf.", "leave it out.")
     output = options.output or options.run.with_name(f"{options.run.name}-{options.format}")
     check_new(output)
@@ -90,3 +94,14 @@ def _gguf(options: Export) -> None:
         print(f"K-quants store rows of a multiple of 256 only, which these are not: {'; '.join(unfit)}")
         if any("feed-forward" in each for each in unfit):
             print("--pad-ffn widens the feed-forward block to such a multiple without changing a logit")
+
+
+def _gguf_adapter(options: Export) -> None:
+    if options.dtype != "float32":
+        raise UserError(f"--dtype {options.dtype} with an adapter.", "it is written in float32.", "leave it out.")
+    output = options.output or options.run.with_name(options.run.name + "-adapter.gguf")
+    check_new_file(output)
+    from pomona.export.gguf_adapter import export_gguf_adapter
+
+    export_gguf_adapter(options.run, output, options.pad_ffn, options.step)
+    print(f"written to {output}\nnext: llama-cli -m BASE.gguf --lora {output}, BASE being the base's gguf export")

@@ -5,8 +5,7 @@ pieces, scores and types (`tokenizer.ggml.model = "llama"`), so no pre-tokenizer
 Shapes: D model, F feed-forward, V vocabulary; a matrix is [out, in], a row of the file is one output.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from pomona.core.errors import UserError
 from pomona.core.files import new_file
 from pomona.data.tokenizer import BEGIN, END, NEWLINE, Tokenizer
+from pomona.export.gguf_blocks import KINDS, Kind, balanced_rows, check_rows, q8_0
 from pomona.export.hf import tensors
 from pomona.model.adapter import densify
 from pomona.model.config import Architecture
@@ -25,10 +25,10 @@ ARCHITECTURE = "qwen3"
 K_QUANT_BLOCK = 256
 """Weights of one block of llama.cpp's K-quants: only rows of a multiple of it can be stored so."""
 
-DTYPES: dict[str, tuple[np.dtype, str, int]] = {  # of matrices: type here, name there, general.file_type
-    "float32": (np.dtype(np.float32), "F32", 0),
-    "float16": (np.dtype(np.float16), "F16", 1),
-    "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16", 32),
+NUMBERS: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
 # Token types of GGUF, as SentencePiece has them.
@@ -50,40 +50,58 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """Names of Hugging Face's tensors, and what they are called here."""
+PROJECTION_NAMES = {"attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_output": "output"}
+PROJECTION_NAMES |= {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
+"""What is called so here, and what in `pomona.model.config.PLACES`."""
+EMBEDDING = "token_embd.weight"
 
 
 def export_gguf(model: Model, target: Path, dtype: str = "float16", pad_ffn: bool = False) -> None:
     """Writes a model and its tokenizer as one GGUF file: matrices in `dtype`, norms in float32 (llama.cpp's rule).
 
     Args:
+        dtype: a type of numbers; `q8_0`; or `q2_k`, the balanced 2-bit grid bit for bit with an embedding in `q8_0`.
         pad_ffn: widens the feed-forward block to a multiple of 256 with units whose weights are all zero. Such a unit
             is silu(0) * 0 times a row of zeros, so every logit stays what it is.
 
     Raises:
-        UserError: the file exists already, the disk is full, a weight is not finite or too large for `dtype`, or the
-            package `gguf` is not installed.
+        UserError: the file exists already, the disk is full, a weight is not finite or too large for `dtype`, rows do
+            not fit its blocks, the weights are not on the grid, or the package `gguf` is not installed.
     """
-    gguf = _package()
+    gguf = package()
     a = model.run.architecture
     ffn_dim = padded_ffn_dim(a) if pad_ffn else a.ffn_dim
-    numpy_type, name, file_type = DTYPES[dtype]
-    matrix_type = gguf.GGMLQuantizationType[name]
+    kinds = {name: _kind(name, shape, dtype) for name, shape in tensor_shapes(a, ffn_dim)}
     with new_file(target) as draft:
         writer = gguf.GGUFWriter(draft, ARCHITECTURE)
-        try:
-            _add_metadata(writer, model, ffn_dim, file_type)
-            _add_vocabulary(writer, model.tokenizer, a.vocab_size)
-            for tensor, shape in tensor_shapes(a, ffn_dim):
-                kind, width = (matrix_type, numpy_type.itemsize) if len(shape) == 2 else (None, 4)
-                writer.add_tensor_info(tensor, shape, np.dtype(np.float32), math.prod(shape) * width, kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for _, array in gguf_tensors(model, numpy_type, ffn_dim):
-                _write(writer, array)
-        finally:
-            if writer.fout:
-                writer.close()
+        _add_metadata(writer, model, ffn_dim, KINDS[dtype].file_type)
+        _add_vocabulary(writer, model.tokenizer, a.vocab_size)
+        for name, shape in tensor_shapes(a, ffn_dim):
+            size, kind = kinds[name].size(shape), gguf.GGMLQuantizationType[kinds[name].name]
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, kind)
+        write_tensors(writer, (array for _, array in gguf_tensors(model, dtype, ffn_dim)))
+
+
+def write_tensors(writer: Any, arrays: Iterable[np.ndarray]) -> None:
+    """Writes what the writer was told of, and the tensors in the order in which it was; closes it."""
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in arrays:
+            _write(writer, array)
+    finally:
+        if writer.fout:
+            writer.close()
+
+
+def _kind(name: str, shape: tuple[int, ...], dtype: str) -> Kind:
+    """How a tensor is stored."""
+    if len(shape) == 1:
+        return KINDS["float32"]
+    kind = KINDS["q8_0" if dtype == "q2_k" and name == EMBEDDING else dtype]
+    check_rows(kind, name, shape)
+    return kind
 
 
 def padded_ffn_dim(architecture: Architecture) -> int:
@@ -118,25 +136,31 @@ def tensor_shapes(a: Architecture, ffn_dim: int) -> Iterator[tuple[str, tuple[in
         "ffn_up": (ffn_dim, D),
         "ffn_down": (D, ffn_dim),
     }
-    yield "token_embd.weight", (a.vocab_size, D)
+    yield EMBEDDING, (a.vocab_size, D)
     for index in range(a.num_layers):
         yield from ((f"blk.{index}.{name}.weight", shape) for name, shape in layer.items())
     yield "output_norm.weight", (D,)
 
 
-def gguf_tensors(model: Model, dtype: np.dtype, ffn_dim: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of every tensor, one layer in memory at a time: matrices in `dtype`, vectors in float32.
+def gguf_tensors(model: Model, dtype: str, ffn_dim: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor, one layer in memory at a time: matrices as `dtype` says, vectors in float32.
 
     Raises:
-        UserError: a weight is not finite, or too large for `dtype`.
+        UserError: a weight is not finite, too large for `dtype`, or not on the grid that it holds.
     """
     params = densify(model.params, model.run.architecture)
     shapes = tensor_shapes(model.run.architecture, ffn_dim)
-    for (source, array), (name, shape) in zip(tensors(params, np.dtype(np.float32)), shapes, strict=True):
+    for (source, array), (name, shape) in zip(tensors(params, NUMBERS["float32"]), shapes, strict=True):
         assert name.rsplit(".", 2)[-2] == _name(source), (name, source)
+        if dtype == "q2_k" and len(shape) == 2 and name != EMBEDDING:
+            layer, own = name.split(".")[1:3]
+            yield name, balanced_rows(model.params, PROJECTION_NAMES[own], int(layer), shape)
+            continue
         missing = [(0, there - here) for here, there in zip(array.shape, shape)]
         array = np.pad(array, missing) if any(after for _, after in missing) else array
-        yield name, np.ascontiguousarray(_cast(name, array, dtype if array.ndim == 2 else array.dtype))
+        numbers = array.dtype if array.ndim == 1 or dtype not in NUMBERS else NUMBERS[dtype]
+        array = np.ascontiguousarray(_cast(name, array, numbers))
+        yield name, array if array.ndim == 1 or dtype in NUMBERS else q8_0(package(), array)
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[float], list[int]]:
@@ -228,7 +252,12 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     )
 
 
-def _package() -> Any:
+def package() -> Any:
+    """llama.cpp's own Python package.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import gguf
     except ImportError as error:

@@ -25,9 +25,9 @@ from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run
 
 
-def write_dense(path, cache):
+def write_dense(path, cache, **changes):
     """A run folder with one checkpoint of drawn weights."""
-    run = dataclasses.replace(small_run(cache, name="dense"), mesh=MeshConfig(data=-1, fsdp=1))
+    run = dataclasses.replace(small_run(cache, name="dense", **changes), mesh=MeshConfig(data=-1, fsdp=1))
     run = dataclasses.replace(run, execution=Execution(layers="scanned"))  # half the time to compile
     params = jax.jit(lambda: initialize(parameter_specs(run.architecture), jax.random.key(5)))()
     folder, prepared = RunFolder(path), prepare(run.data, lambda text: None)
