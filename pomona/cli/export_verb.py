@@ -65,8 +65,9 @@ def _folder(options: Export) -> None:
         raise UserError(f"{given} with --format {options.format}.", "this is for --format gguf.", "leave it out.")
     output = options.output or options.run.with_name(f"{options.run.name}-{options.format}")
     check_new(output)
-    from pomona.export.adapter import export_adapter, export_peft
+    from pomona.export.adapter import export_adapter
     from pomona.export.hf import export_hf
+    from pomona.export.peft import export_peft
     from pomona.train.load import load_model
 
     if options.format == "hf":

@@ -17,8 +17,9 @@ from pomona.adapters.bundle import read_bundle
 from pomona.cli.main import main
 from pomona.compress.adapt import task_run
 from pomona.core.errors import UserError
-from pomona.export.adapter import export_adapter, export_peft
+from pomona.export.adapter import export_adapter
 from pomona.export.hf import export_hf
+from pomona.export.peft import export_peft, import_peft
 from pomona.model.adapter import detach, named
 from pomona.model.config import PLACES
 from pomona.parallel.config import MeshConfig
@@ -98,6 +99,69 @@ def test_the_folder_for_peft_is_the_same_correction(folders, recovered, tmp_path
         np.testing.assert_allclose(merged[name], weight + added, atol=1e-6)
         changed += np.abs(added).max() > 1e-3
     assert changed == 14
+
+
+def test_a_folder_of_peft_comes_back_as_the_bundle(folders, recovered, tmp_path, capsys):
+    export_peft(recovered[0], tmp_path / "peft")
+    export_adapter(recovered[0], tmp_path / "bundle")
+    words = ["import", "peft", str(tmp_path / "peft"), "--base", str(folders[0]), "--adapter", str(tmp_path / "back")]
+    assert main(words) == 0
+    assert "--adapter" in capsys.readouterr().out
+    base, fingerprint = load_base(folders[0])
+    one, other = (read_bundle(tmp_path / name, fingerprint, base.run.architecture) for name in ("bundle", "back"))
+    assert one.scale == other.scale
+    assert jax.tree.all(jax.tree.map(np.array_equal, one.weights, other.weights))
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+    config = tmp_path / "peft" / "adapter_config.json"
+    plain = json.loads(config.read_text())
+    for changes, problem in (
+        ({"use_dora": True}, "use_dora = True"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
+        ({"r": 8}, "has base_model.model.model.layers.0"),
+        ({"r": None}, "r = None"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ):
+        config.write_text(json.dumps(plain | changes))
+        assert main([*words[:-1], str(tmp_path / "new")]) == 2
+        assert problem in capsys.readouterr().err
+    for words, problem in (
+        (["import", "peft", str(tmp_path / "peft")], "without --base"),
+        (["import", "peft", str(tmp_path), "--base", str(folders[0])], "has no adapter_config.json"),
+        (["import", "hf", "any", "--base", "x"], "this is for import peft"),
+    ):
+        assert main(words) == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_lora_of_peft_is_read_live(folders, tmp_path):
+    """Two projections, alpha / sqrt(r): the logits of PEFT's own model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from pomona.model.adapter import attach, from_named
+
+    export_hf(load_model(folders[0]), tmp_path / "base")
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    theirs.save_pretrained(tmp_path / "peft")
+    import_peft(tmp_path / "peft", folders[0], tmp_path / "bundle")
+    base, fingerprint = load_base(folders[0])
+    bundle = read_bundle(tmp_path / "bundle", fingerprint, base.run.architecture)
+    ours = dataclasses.replace(base, params=attach(base.params, from_named(bundle.weights), bundle.scale))
+    tokens = base.tokenizer.encode("the quick brown fox waits")
+    expected = theirs(torch.tensor([tokens])).logits[0].detach().numpy()
+    np.testing.assert_allclose(our_logits(ours, tokens), expected, atol=1e-4)
+    assert np.abs(our_logits(base, tokens) - expected).max() > 0.1
 
 
 @pytest.mark.peers
