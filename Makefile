@@ -87,6 +87,7 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 
 .venv/peers: .venv/dev constraints/peers.txt
 	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
+	-$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
 	@touch $@
 
 .venv/coremltools: .venv/base constraints/coremltools.txt

@@ -1,4 +1,4 @@
-"""`pomona export RUN --format hf|gguf|pomona|adapter|peft|gguf-adapter`."""
+"""`pomona export RUN --format hf|gguf|mlx|pomona|adapter|peft|gguf-adapter`."""
 
 import dataclasses
 from pathlib import Path
@@ -17,25 +17,39 @@ class Export:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    format: Literal["hf", "gguf", "pomona", "adapter", "peft", "gguf-adapter"] = "hf"
-    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. pomona: one file of
+    format: Literal["hf", "gguf", "mlx", "pomona", "adapter", "peft", "gguf-adapter"] = "hf"
+    """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. mlx: a
+    folder for mlx_lm. pomona: one file of
     a palettized run, for Pomona's own device runtime. adapter: that of a recovered or adapted run, for `pomona generate
     --adapter`. peft: the same for the peft package, on the hf export of its base; gguf-adapter: for llama.cpp, on the
     gguf export of its base."""
     output: Path | None = None
     """Where to write; RUN-FORMAT, RUN.gguf, RUN-adapter.gguf or RUN.pom by default."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q2_k"] = "float32"
-    """The type of the weights on disk; float16, q8_0 and q2_k are for gguf. q2_k: the balanced 2-bit grid, bit for
-    bit."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q2_k", "affine8", "affine2"] = "float32"
+    """The type of the weights on disk: float16 for gguf and mlx, q8_0 and q2_k for gguf, affine8 and affine2 for mlx.
+    q2_k and affine2: the balanced 2-bit grid, bit for bit."""
     pad_ffn: bool = False
     """gguf: widen the feed-forward block with zeros to a multiple of 256, which K-quants need; no logit changes."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
 
 
+FLOATS = ("float32", "bfloat16")
+DTYPES = {
+    "hf": FLOATS,
+    "adapter": FLOATS,
+    "peft": FLOATS,
+    "gguf": (*FLOATS, "float16", "q8_0", "q2_k"),
+    "mlx": (*FLOATS, "float16", "affine8", "affine2"),
+    "gguf-adapter": FLOATS[:1],
+    "pomona": FLOATS[:1],
+}
+
+
 def run(arguments: list[str]) -> None:
     """Writes the folder or the file and says where."""
     options = parse(Export, arguments, "export")
+    _check(options)
     if options.format == "gguf":
         _gguf(options)
     elif options.format == "gguf-adapter":
@@ -46,11 +60,21 @@ def run(arguments: list[str]) -> None:
         _folder(options)
 
 
-def _device(options: Export) -> None:
-    given = [f"--dtype {options.dtype}"] * (options.dtype != "float32") + ["--pad-ffn"] * options.pad_ffn
-    given += [f"--step {options.step}"] * (options.step is not None)
+def _check(options: Export) -> None:
+    """Raises `UserError` for an option that the format does not take."""
+    given = rule = ""
+    if options.dtype not in DTYPES[options.format]:
+        given = f"--dtype {options.dtype}"
+        rule = "this is for --format " + " or ".join(name for name, types in DTYPES.items() if options.dtype in types)
+    if options.pad_ffn and not options.format.startswith("gguf"):
+        given, rule = "--pad-ffn", "this is for --format gguf"
+    if options.step is not None and options.format == "pomona":
+        given, rule = f"--step {options.step}", "a device file holds a run's palettes"
     if given:
-        raise UserError(f"{given[0]} with --format pomona.", "a device file holds a run's palettes.", "leave it out.")
+        raise UserError(f"{given} with --format {options.format}.", f"{rule}.", "leave it out.")
+
+
+def _device(options: Export) -> None:
     output = options.output or options.run.with_name(options.run.name + ".pom")
     from pomona.export.device import export_device
 
@@ -60,19 +84,20 @@ def _device(options: Export) -> None:
 
 
 def _folder(options: Export) -> None:
-    if options.dtype not in ("float32", "bfloat16") or options.pad_ffn:
-        given = "--pad-ffn" if options.pad_ffn else f"--dtype {options.dtype}"
-        raise UserError(f"{given} with --format {options.format}.", "this is for --format gguf.", "leave it out.")
     output = options.output or options.run.with_name(f"{options.run.name}-{options.format}")
     check_new(output)
     from pomona.export.adapter import export_adapter
     from pomona.export.hf import export_hf
+    from pomona.export.mlx import export_mlx
     from pomona.export.peft import export_peft
     from pomona.train.load import load_model
 
     if options.format == "hf":
         export_hf(load_model(options.run, options.step), output, options.dtype)
         then = f"AutoModelForCausalLM.from_pretrained('{output}')"
+    elif options.format == "mlx":
+        export_mlx(load_model(options.run, options.step), output, options.dtype)
+        then = f"mlx_lm.generate --model {output}"
     elif options.format == "adapter":
         export_adapter(options.run, output, options.dtype, options.step)
         then = f"pomona generate BASE --adapter {output}"
@@ -98,8 +123,6 @@ def _gguf(options: Export) -> None:
 
 
 def _gguf_adapter(options: Export) -> None:
-    if options.dtype != "float32":
-        raise UserError(f"--dtype {options.dtype} with an adapter.", "it is written in float32.", "leave it out.")
     output = options.output or options.run.with_name(options.run.name + "-adapter.gguf")
     check_new_file(output)
     from pomona.export.gguf_adapter import export_gguf_adapter

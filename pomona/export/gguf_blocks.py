@@ -16,7 +16,7 @@ import numpy as np
 from pomona.core.errors import UserError
 from pomona.model.adapter import projection
 from pomona.model.decoder import Decoder
-from pomona.ops.palette import BALANCED, Palettized, unpack_nibbles
+from pomona.ops.palette import Palettized, is_balanced, unpack_nibbles
 
 Q2_K_BLOCK = 256
 
@@ -71,7 +71,7 @@ def balanced_rows(params: Decoder, name: str, layer: int, shape: tuple[int, int]
         UserError: the weights are not on the balanced grid.
     """
     weight = projection(params.layers, name)
-    if not isinstance(weight, Palettized) or not _is_balanced(np.asarray(weight.tables[layer])):
+    if not isinstance(weight, Palettized) or not is_balanced(np.asarray(weight.tables[layer])):
         raise UserError(
             f"layer {layer}'s {name} is not on the balanced 2-bit grid.",
             "Q2_K holds that grid bit for bit, and no other palette.",
@@ -102,9 +102,3 @@ def q2_k(indices_OI: np.ndarray, scales_O: np.ndarray, inputs: int) -> np.ndarra
     found[:, :, 16:80] = packed.reshape(outputs, blocks, 64)
     found[:, :, 80:82] = found[:, :, 82:84] = half_O[:, None].view(np.uint8)[:, None]
     return found.reshape(outputs, -1)
-
-
-def _is_balanced(tables: np.ndarray) -> bool:
-    grid = np.zeros(tables.shape[-1], tables.dtype)
-    grid[: len(BALANCED)] = BALANCED
-    return bool(np.all(tables == grid))

@@ -6,7 +6,7 @@ Shapes: L layers, D model, N query heads, K key-value heads, H head, F feed-forw
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ LAYER_TENSORS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
     ("mlp.up_proj", lambda layer: layer.ffn.up, 1),
     ("mlp.down_proj", lambda layer: layer.ffn.down, 1),
 )
+PROJECTION_NAMES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+PROJECTION_NAMES |= {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+"""What linear weights are called there, and in `pomona.model.config.PLACES`."""
 
 
 def export_hf(model: Model, target: Path, dtype: str = "float32") -> None:
@@ -61,12 +64,12 @@ def export_hf(model: Model, target: Path, dtype: str = "float32") -> None:
         UserError: the folder exists already, or the disk is full.
     """
     with new_folder(target) as folder:
-        _write_weights(folder, densify(model.params, model.run.architecture), DTYPES[dtype])
+        write_weights(folder, tensors(densify(model.params, model.run.architecture), DTYPES[dtype]))
         stage = model.stage
         config = qwen3_config(model.run.architecture, stage.rope_base, stage.sequence_length, dtype)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", {"bos_token_id": BEGIN, "eos_token_id": END})
-        _write_tokenizer(folder, model.tokenizer, stage.sequence_length)
+        write_tokenizer(folder, model.tokenizer, stage.sequence_length)
         shutil.copyfile(model.tokenizer.path, folder / MODEL_FILE)
 
 
@@ -154,7 +157,7 @@ def tensors(params: Decoder, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]
     yield FINAL_NORM, np.asarray(params.final_norm).astype(dtype)
 
 
-def _write_weights(folder: Path, params: Decoder, dtype: np.dtype) -> None:
+def write_weights(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """One `model.safetensors`, or numbered shards with an index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     names: list[list[str]] = []
@@ -167,7 +170,7 @@ def _write_weights(folder: Path, params: Decoder, dtype: np.dtype) -> None:
         names.append(list(shards[0]))
         shards[0] = {}
 
-    for name, array in tensors(params, dtype):
+    for name, array in arrays:
         if shards[0] and size + array.nbytes > SHARD_BYTES:
             flush()
             size = 0
@@ -185,7 +188,8 @@ def _write_weights(folder: Path, params: Decoder, dtype: np.dtype) -> None:
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, length: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, length: int) -> None:
+    """The tokenizer as `AutoTokenizer` reads it."""
     write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -17,12 +17,12 @@ from pomona.adapters.bundle import DTYPES, Bundle, weight_shapes, write_bundle
 from pomona.core.errors import UserError
 from pomona.core.files import check_new, new_folder, read_json, write_json
 from pomona.export.adapter import adapter_of
+from pomona.export.hf import PROJECTION_NAMES
 from pomona.model.config import PLACES, Architecture
 from pomona.train.load import load_base
 from pomona.train.low_rank import adapted_run, base_origin
 
-NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-NAMES |= {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+NAMES = {ours: theirs for theirs, ours in PROJECTION_NAMES.items()}
 TENSOR = "base_model.model.model.layers.{}.{}.{}.lora_{}.weight"
 FOUND = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -98,11 +98,10 @@ def bundle_weights(
     tensors: dict[str, np.ndarray], architecture: Architecture, rank: int, folder: Path
 ) -> dict[str, np.ndarray]:
     """A bundle's arrays from a PEFT folder's; raises `UserError` for a tensor without a place."""
-    ours = {theirs: name for name, theirs in NAMES.items()}
     weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(architecture, rank).items()}
     for name, array in tensors.items():
         found = FOUND.fullmatch(name)
-        own = f"{ours[found[2]]}.{found[3].lower()}" if found and found[2] in ours else ""
+        own = f"{PROJECTION_NAMES[found[2]]}.{found[3].lower()}" if found and found[2] in PROJECTION_NAMES else ""
         layer = int(found[1]) if found else 0
         if own not in weights or layer >= architecture.num_layers or weights[own][0].T.shape != array.shape:
             raise UserError(

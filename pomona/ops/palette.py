@@ -55,3 +55,10 @@ def unpack_nibbles(packed: Any) -> Any:
     """uint8 [..., I // 2] to uint8 [..., I], the inverse of `pack_nibbles`."""
     where = jnp if isinstance(packed, jax.Array) else np
     return where.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def is_balanced(tables: np.ndarray) -> bool:
+    """Whether all tables [..., 16] are the balanced grid, and zeros beyond it."""
+    grid = np.zeros(tables.shape[-1], tables.dtype)
+    grid[: len(BALANCED)] = BALANCED
+    return bool(np.all(tables == grid))
