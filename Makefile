@@ -85,8 +85,9 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	rm -rf $@
 	$(PIP) --no-deps -c constraints/tpu.txt --target $@ libtpu
 
-.venv/peers: .venv/dev constraints/peers.txt
+.venv/peers: .venv/dev constraints/peers.txt constraints/coremltools.txt
 	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
+	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt -c constraints/coremltools.txt coremltools
 	-$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
 	@touch $@
 

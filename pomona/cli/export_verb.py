@@ -1,4 +1,4 @@
-"""`pomona export RUN --format hf|gguf|mlx|pomona|adapter|peft|gguf-adapter`."""
+"""`pomona export RUN --format hf|gguf|mlx|coreml|pomona|adapter|peft|gguf-adapter`."""
 
 import dataclasses
 from pathlib import Path
@@ -10,6 +10,8 @@ from pomona.cli.parse import parse
 from pomona.core.errors import UserError
 from pomona.core.files import check_new, check_new_file
 
+CONTEXT = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -17,9 +19,9 @@ class Export:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    format: Literal["hf", "gguf", "mlx", "pomona", "adapter", "peft", "gguf-adapter"] = "hf"
+    format: Literal["hf", "gguf", "mlx", "coreml", "pomona", "adapter", "peft", "gguf-adapter"] = "hf"
     """hf: a folder that stock transformers loads as Qwen3ForCausalLM. gguf: one file for llama.cpp. mlx: a
-    folder for mlx_lm. pomona: one file of
+    folder for mlx_lm. coreml: a package of a palettized run for Apple's machines. pomona: one file of
     a palettized run, for Pomona's own device runtime. adapter: that of a recovered or adapted run, for `pomona generate
     --adapter`. peft: the same for the peft package, on the hf export of its base; gguf-adapter: for llama.cpp, on the
     gguf export of its base."""
@@ -30,6 +32,8 @@ class Export:
     q2_k and affine2: the balanced 2-bit grid, bit for bit."""
     pad_ffn: bool = False
     """gguf: widen the feed-forward block with zeros to a multiple of 256, which K-quants need; no logit changes."""
+    context: int = CONTEXT
+    """coreml: tokens that the package's states have room for."""
     step: int | None = None
     """The checkpoint to use; the newest by default."""
 
@@ -42,6 +46,7 @@ DTYPES = {
     "gguf": (*FLOATS, "float16", "q8_0", "q2_k"),
     "mlx": (*FLOATS, "float16", "affine8", "affine2"),
     "gguf-adapter": FLOATS[:1],
+    "coreml": FLOATS[:1],
     "pomona": FLOATS[:1],
 }
 
@@ -56,6 +61,8 @@ def run(arguments: list[str]) -> None:
         _gguf_adapter(options)
     elif options.format == "pomona":
         _device(options)
+    elif options.format == "coreml":
+        _coreml(options)
     else:
         _folder(options)
 
@@ -68,8 +75,10 @@ def _check(options: Export) -> None:
         rule = "this is for --format " + " or ".join(name for name, types in DTYPES.items() if options.dtype in types)
     if options.pad_ffn and not options.format.startswith("gguf"):
         given, rule = "--pad-ffn", "this is for --format gguf"
-    if options.step is not None and options.format == "pomona":
-        given, rule = f"--step {options.step}", "a device file holds a run's palettes"
+    if options.step is not None and options.format in ("pomona", "coreml"):
+        given, rule = f"--step {options.step}", "what it holds are a run's palettes"
+    if options.context != CONTEXT and options.format != "coreml":
+        given, rule = f"--context {options.context}", "this is for --format coreml"
     if given:
         raise UserError(f"{given} with --format {options.format}.", f"{rule}.", "leave it out.")
 
@@ -81,6 +90,14 @@ def _device(options: Export) -> None:
     told = export_device(options.run, output)
     print(f"written to {output}: {told['bytes'] / 1e6:,.1f} MB, {told['bits_per_weight']:.2f} bits a linear weight")
     print(f'next: pomona generate {output} "def main():"')
+
+
+def _coreml(options: Export) -> None:
+    output = options.output or options.run.with_name(options.run.name + ".mlpackage")
+    from pomona.export.coreml import export_coreml
+
+    export_coreml(options.run, output, options.context)
+    print(f"written to {output}\nnext: MLModel(contentsOf:) in Swift, or coremltools.models.MLModel on a Mac")
 
 
 def _folder(options: Export) -> None:
