@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 FILES = pyproject.toml constraints/base.txt
+TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 WITH_LIBTPU = PYTHONPATH=$(CURDIR)/.venv/libtpu
 
 .PHONY: demo test test-peers test-tpu check format clean help fleet
@@ -14,7 +15,7 @@ demo: .venv/base  ## the whole life of a pair on the CPU: train, prune, distill,
 	.venv/bin/pomona life tiny
 
 test: .venv/dev  ## the whole test suite, without PyTorch
-	.venv/bin/python -m pytest tests -m "not peers and not tpu"
+	.venv/bin/python -m pytest tests -m "not peers and not tpu" -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 test-peers: .venv/peers  ## the comparisons with PyTorch and transformers, live
 	.venv/bin/python -m pytest tests -m peers

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# What is compiled here runs for a moment: optimizing it takes longer than it saves.
+flags = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Tests start the same small run many times, in processes of their own: what one has compiled the next one reads.

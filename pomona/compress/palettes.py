@@ -27,8 +27,9 @@ Grid = Literal["free", "balanced"]
 
 BINS = 4096
 BLOCK_GROUPS = 8
-SHARE_AT_A_TIME = 4
-"""At most a fourth of the outputs is worked on at a time, however many cores: a block takes four times its weights."""
+SHARE_AT_A_TIME = 5
+"""At most a fifth of the outputs is worked on at a time, however many cores: a block takes up to five times its
+weights, and all together are to take no more than the matrix does."""
 TABLE_ROUNDS = 3
 """Rounds of tables and scales. The second and the third lower the error by 0.5 to 1.4 %, weighted by 1.2 to 2.4 %."""
 SCALE_ROUNDS = 6

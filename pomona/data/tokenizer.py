@@ -131,6 +131,7 @@ def _escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
+    """A decoded text with what was written by the private escape."""
     if ESCAPE in text:
         for plain, escaped in reversed(ESCAPES):
             text = text.replace(escaped, plain)

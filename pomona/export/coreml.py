@@ -8,6 +8,9 @@ and read back, which the tests do, computing it in NumPy.
 Shapes: L layers, D model, N query heads, K key-value heads, G = N / K, H head, F feed-forward, V vocabulary, C context.
 """
 
+import contextlib
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,15 @@ def export_coreml(path: Path, target: Path, context: int = 1024) -> None:
     stored = {written.name: (written.bits, arrays) for written, arrays in stored_tensors(RunFolder(path).palettes)}
     ct = package()
     program = build(ct, run.architecture, stage_of(run, run.origin.step).rope_base, stored, context)
-    model = ct.convert(
-        program,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS18,
-        compute_precision=ct.precision.FLOAT32,  # as it was built: weights and products in float16, norms in float32
-        pass_pipeline=ct.PassPipeline.EMPTY,
-        skip_model_load=True,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT32,  # as it was built: products in float16, norms in float32
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        )
     model.short_description = f"{run.name}: one token of a palettized decoder, by pomona export --format coreml"
     with new_folder(target) as folder:
         draft = folder / "model.mlpackage"
@@ -182,6 +186,7 @@ def package() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns of what only a Mac has
     try:
         import coremltools
     except ImportError as error:

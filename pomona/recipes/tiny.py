@@ -43,7 +43,7 @@ def tiny() -> Run:
 
 
 def tiny_draft() -> Run:
-    """A model that guesses tokens for `tiny` (`--speculate`): the same text and tokenizer, a fifth of the size."""
+    """A model that guesses tokens for `tiny` on a device: the same text and tokenizer, a fifth of the size."""
     return dataclasses.replace(tiny(), name="tiny_draft", architecture=TINY_DRAFT)
 
 

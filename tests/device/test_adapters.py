@@ -88,7 +88,7 @@ def test_instruction_sets_and_threads_agree(model, adapters, name, threads):
     for adapter in adapters:
         found, expected = alone(model, TOKENS, adapter, name, threads), alone(model, TOKENS, adapter)
         if name == "numpy":
-            assert np.abs(found - expected).mean() < 1e-3 * np.abs(expected).max()
+            assert np.abs(found - expected).mean() < 5e-3 * np.abs(expected).max(), "see test_engine.py"
         else:
             np.testing.assert_array_equal(found, expected)
 

