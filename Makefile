@@ -96,12 +96,15 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) -c constraints/base.txt -c constraints/coremltools.txt coremltools
 	@touch $@
 
-# Of its own too: its C++ is built here for this machine's processor, which takes 5 to 10 minutes on two cores.
+# Of its own too: its C++ is built here for this machine's processor, which takes 5 to 10 minutes on two cores. Without AMX:
+# on a virtual machine that has it, llama.cpp ended in an illegal instruction there.
+NO_AMX = $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 .venv/llama: .venv/bin/python constraints/llama.txt
 	rm -rf $@
 	$(PYTHON) -m venv $@
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=2 $@/bin/python -m pip \
-	    install --quiet --disable-pip-version-check -c constraints/llama.txt --no-binary llama-cpp-python \
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'" \
+	    CMAKE_BUILD_PARALLEL_LEVEL=2 $@/bin/python -m pip \
+	    install --quiet --disable-pip-version-check --no-cache-dir -c constraints/llama.txt --no-binary llama-cpp-python \
 	    llama-cpp-python gguf
 	@touch $@
 

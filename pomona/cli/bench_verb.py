@@ -29,7 +29,7 @@ class BenchOptions:
     adapter: Path | None = None
     """An adapter to compute with."""
     instruction_set: str = ""
-    """avx512, avx2, portable or numpy; the best that the processor has by default."""
+    """avx512, avxvnni, avx2, portable or numpy; the best that the processor has by default."""
     json: bool = False
     """One line of JSON for each number of threads, seconds and bytes, in place of the table."""
 

@@ -11,7 +11,7 @@ namespace pomona {
 
 constexpr int GROUP = 16;   // outputs that share a table: one lane each
 constexpr int BLOCK = 64;   // inputs that share a scale
-constexpr int ROWS = 8;     // tokens that a group's weights are multiplied with at once
+constexpr int ROWS = 12;    // tokens that a group's weights are multiplied with at once
 
 // A matrix whose weights are factor[o] * table[o / 16][index]; at 8 bits the integers themselves, without tables.
 //
@@ -35,7 +35,7 @@ struct Quantized {
 
 struct Kernels {
     const char *name;
-    // out[token * stride + lane] for one group and `tokens` (1 to 8) vectors from `first` on.
+    // out[token * stride + lane] for one group and `tokens` (1 to ROWS) vectors from `first` on.
     void (*group)(const Matrix &, int group, const Quantized &, int first, int tokens, float *out, int stride);
     // The blocks [first, last) of a vector of `size` (a multiple of 16, padded to `padded`) into the place of a token.
     void (*quantize)(const float *x, int size, int padded, const Quantized &, int token, int first, int last);
@@ -57,6 +57,7 @@ struct Kernels {
 // Null where it was not compiled, or where this processor lacks the instructions.
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
+const Kernels *avxvnni_kernels();
 const Kernels *avx512_kernels();
 
 // Those of a name, or the best for an empty one; null where there are none.

@@ -42,6 +42,7 @@ inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x
     for (int t = 0; t < TOKENS; t++) __builtin_memcpy(&dots[t], total[t], sizeof dots[t]);
 }
 
+constexpr int MOST = 4;
 #include "lanes.inc"
 
 const Kernels KERNELS = POMONA_KERNELS("avx2");

@@ -23,8 +23,12 @@ template <int BITS, int TOKENS, typename Integers>
 inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x, int stride, const int32_t *sums, int sums_stride, Integers *dots) {
     constexpr int PARTS = 8 / BITS;
     const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1), raise = _mm512_set1_epi8((char)0x80);
-    __m512i total[TOKENS];
-    for (int t = 0; t < TOKENS; t++) total[t] = _mm512_set1_epi32(-128 * sums[(int64_t)t * sums_stride]);
+    constexpr int CHAINS = TOKENS < 3 ? 4 : TOKENS < 6 ? 2 : 1;  // a product waits for the one before it in its chain
+    __m512i total[TOKENS][CHAINS];
+    for (int t = 0; t < TOKENS; t++) {
+        for (int chain = 1; chain < CHAINS; chain++) total[t][chain] = _mm512_setzero_si512();
+        total[t][0] = _mm512_set1_epi32(-128 * sums[(int64_t)t * sums_stride]);
+    }
 #pragma GCC unroll 16
     for (int k = 0; k < BLOCK; k += PARTS * 4) {
         __m512i raw = _mm512_loadu_si512(packed + k / (PARTS * 4) * 64);
@@ -37,17 +41,22 @@ inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x
                 weight = _mm512_shuffle_epi8(table, _mm512_and_si512(raw, mask));
                 raw = _mm512_srli_epi16(raw, BITS & 7);
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int t = 0; t < TOKENS; t++) {
                 int32_t four;
                 __builtin_memcpy(&four, x + (int64_t)t * stride + k + part * 4, 4);
-                total[t] = _mm512_dpbusd_epi32(total[t], weight, _mm512_set1_epi32(four));
+                __m512i &chain = total[t][(k / 4 + part) % CHAINS];
+                chain = _mm512_dpbusd_epi32(chain, weight, _mm512_set1_epi32(four));
             }
         }
     }
-    for (int t = 0; t < TOKENS; t++) __builtin_memcpy(&dots[t], &total[t], sizeof dots[t]);
+    for (int t = 0; t < TOKENS; t++) {
+        for (int chain = 1; chain < CHAINS; chain++) total[t][0] = _mm512_add_epi32(total[t][0], total[t][chain]);
+        __builtin_memcpy(&dots[t], &total[t][0], sizeof dots[t]);
+    }
 }
 
+constexpr int MOST = 12;
 #include "lanes.inc"
 
 const Kernels KERNELS = POMONA_KERNELS("avx512");

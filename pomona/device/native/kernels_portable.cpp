@@ -26,6 +26,7 @@ inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x
             }
 }
 
+constexpr int MOST = 4;
 #include "lanes.inc"
 
 const Kernels KERNELS = POMONA_KERNELS("portable");

@@ -12,7 +12,7 @@
 namespace pomona {
 
 const Kernels *kernels_called(const char *name) {
-    for (const Kernels *each : {avx512_kernels(), avx2_kernels(), portable_kernels()})
+    for (const Kernels *each : {avx512_kernels(), avxvnni_kernels(), avx2_kernels(), portable_kernels()})
         if (each && (!*name || !std::strcmp(name, each->name))) return each;
     return nullptr;
 }
@@ -26,7 +26,7 @@ extern "C" {
 const char *pomona_instruction_sets(void) {
     static const std::string names = [] {
         std::string found;
-        for (const Kernels *each : {avx512_kernels(), avx2_kernels(), portable_kernels()})
+        for (const Kernels *each : {avx512_kernels(), avxvnni_kernels(), avx2_kernels(), portable_kernels()})
             if (each) found += (found.empty() ? "" : ",") + std::string(each->name);
         return found;
     }();
@@ -48,6 +48,8 @@ int32_t pomona_product(const PomonaMatrix *m, const float *x, int32_t size, int3
     return 0;
 }
 
+typedef uint64_t Line __attribute__((vector_size(64)));
+
 double pomona_read_seconds(const uint8_t *data, int64_t bytes, int32_t threads, int32_t times) {
     Team team(threads);
     double best = 1e30;
@@ -56,13 +58,14 @@ double pomona_read_seconds(const uint8_t *data, int64_t bytes, int32_t threads, 
         const auto begin = std::chrono::steady_clock::now();
         team.run([&](int index) {
             const int64_t words = bytes / 64, first = words * index / threads, last = words * (index + 1) / threads;
-            uint64_t sums[8] = {};
+            Line sums[2] = {};
             for (int64_t i = first; i < last; i++) {
-                uint64_t line[8];
-                std::memcpy(line, data + i * 64, 64);
-                for (int j = 0; j < 8; j++) sums[j] += line[j];
+                Line line;
+                std::memcpy(&line, data + i * 64, 64);
+                __builtin_prefetch(data + i * 64 + 8192);
+                sums[i % 2] += line;
             }
-            for (uint64_t each : sums) sink += each;
+            for (int j = 0; j < 8; j++) sink += sums[0][j] + sums[1][j];
         });
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
         best = std::min(best, took.count());
