@@ -60,6 +60,10 @@ bench-decode: .venv/peers .venv/llama  ## tokens a second of a 3 B model on this
 bench-fuzz: .venv/base  ## 100,000 damaged device files, opened and computed under the address sanitizer
 	.venv/bin/python bench/fuzz.py
 
+bench-neon: .venv/base  ## the NEON kernels under an emulator, bit for bit; the library compiled for ARM and by clang
+	$(PIP) ziglang==0.17.1 unicorn==2.1.4
+	.venv/bin/python bench/neon.py
+
 bench-kernel-cycles: .venv/base .venv/libtpu  ## busy matrix units in the attention kernel's code
 	$(WITH_LIBTPU) .venv/bin/python bench/kernel_cycles.py
 

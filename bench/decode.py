@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def timed(path, threads, tokens, context):
 
     model = load(path)
     found = measure(model, threads, (context,), tokens, PREFILL)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss is inherited
     row = {"decode": found.decode[context], "prefill": found.prefill, "instruction_set": found.instruction_set}
     return row | {
         "bytes": found.bytes[context],

@@ -10,6 +10,7 @@ import tyro
 from pomona.cli.device_options import open_model
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
+from pomona.core.machine import usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class BenchOptions:
     adapter: Path | None = None
     """An adapter to compute with."""
     instruction_set: str = ""
-    """avx512, avxvnni, avx2, portable or numpy; the best that the processor has by default."""
+    """avx512, avxvnni, avx2, neon, portable or numpy; the best that the processor has by default."""
     json: bool = False
     """One line of JSON for each number of threads, seconds and bytes, in place of the table."""
 
@@ -37,8 +38,6 @@ class BenchOptions:
 def run(arguments: list[str]) -> None:
     """Prints a table, or lines of JSON."""
     options = parse(BenchOptions, arguments, "bench")
-    import os
-
     from pomona.device.bench import bandwidth, measure
     from pomona.device.library import available
 
@@ -50,7 +49,7 @@ def run(arguments: list[str]) -> None:
         )
     model = open_model(options.file)
     adapter = model.adapter(options.adapter) if options.adapter else None
-    for number, threads in enumerate(options.threads or sorted({1, len(os.sched_getaffinity(0))})):
+    for number, threads in enumerate(options.threads or sorted({1, usable_cores()})):
         found = measure(
             *(model, threads, options.contexts, options.tokens, options.prefill, adapter, options.instruction_set)
         )

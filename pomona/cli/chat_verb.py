@@ -43,7 +43,7 @@ class ChatOptions:
     threads: int | None = None
     """The threads that compute; all that there are by default."""
     instruction_set: str = ""
-    """avx512, avxvnni, avx2, portable or numpy; the best that the processor has by default."""
+    """avx512, avxvnni, avx2, neon, portable or numpy; the best that the processor has by default."""
     speculate: Speculation = "none"
     """lookup: guess what came before in the conversation; a device file: guess what this smaller model says."""
 

@@ -42,7 +42,7 @@ class Generate:
     threads: int | None = None
     """Of a device file: the threads that compute; all that there are by default."""
     instruction_set: str = ""
-    """Of a device file: avx512, avxvnni, avx2, portable or numpy; the best that the processor has by default."""
+    """Of a device file: avx512, avxvnni, avx2, neon, portable or numpy; the best that the processor has by default."""
     speculate: Speculation = "none"
     """Of a device file: lookup guesses what came before in the text; a device file guesses what this smaller model
     says. The text has the same distribution, and with temperature 0 is the same."""

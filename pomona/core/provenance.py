@@ -4,7 +4,6 @@ Every stage of a life writes it into the `start` and `resume` events of its run 
 """
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pomona import __version__
+from pomona.core.machine import usable_cores
 
 LIBRARIES = ("jax", "jaxlib", "libtpu", "numpy", "optax", "orbax-checkpoint", "sentencepiece")
 
@@ -31,13 +31,8 @@ def provenance() -> dict[str, Any]:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue  # libtpu is only where there is a TPU
-    machine = {"system": platform.system(), "processor": _processor(), "cores": _cores()}
+    machine = {"system": platform.system(), "processor": _processor(), "cores": usable_cores()}
     return {"command": typed_command(), "versions": versions, "machine": machine}
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -8,7 +8,6 @@ Shapes: T tokens, V vocabulary.
 """
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pomona.core.machine import usable_cores
 from pomona.data.stream import stream_text
 from pomona.data.tokenizer import BEGIN, MODEL_FILE, Tokenizer, load_tokenizer
 from pomona.device.adapter import DeviceAdapter, read_adapter
@@ -44,7 +44,7 @@ class DeviceModel:
         """
         return Engine(
             self.file,
-            len(os.sched_getaffinity(0)) if threads is None else threads,
+            usable_cores() if threads is None else threads,
             instruction_set or instruction_sets()[0],
         )
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pomona.core.errors import UserError
+from pomona.core.machine import available_memory
 from pomona.data.tokenizer import END
-from pomona.device import library, memory
+from pomona.device import library
 from pomona.device.adapter import DeviceAdapter
 from pomona.device.file import DeviceFile
 from pomona.device.layout import padded
@@ -101,6 +102,7 @@ class Engine:
         logits_RV = np.empty((sum(rows), V), np.float32)
         given = (library.Part * len(parts))()
         for place, part, own in zip(given, parts, ids):
+            part.session.forget(part.session.length)  # where an interrupt came between a step and its tokens
             place.sequence, place.count, place.every = part.session.handle, len(own), int(part.every)
             place.tokens = library.pointer(own, c_int32)
             if part.session.native_adapter is not None:
@@ -122,7 +124,7 @@ class Session:
         """Those that are kept."""
         if context < 1:
             raise UserError(f"a context of {context} tokens.", "there is one at least.", "a context of 4096")
-        if kept_bytes(engine.file, context) > memory.available():
+        if kept_bytes(engine.file, context) > available_memory():
             raise _no_memory(engine.file, context)
         self.handle, self.portable = None, None
         if engine.instruction_set == PORTABLE:
@@ -207,7 +209,7 @@ def kept_bytes(file: DeviceFile, context: int) -> int:
 
 
 def _no_memory(file: DeviceFile, context: int) -> UserError:
-    needed, free = kept_bytes(file, context) / 2**30, memory.available() / 2**30
+    needed, free = kept_bytes(file, context) / 2**30, available_memory() / 2**30
     return UserError(
         f"there is no memory for a context of {context} tokens: {needed:.1f} GiB.",
         f"keys and values of all tokens are kept while a session is open, and {free:.1f} GiB are free.",

@@ -1,6 +1,9 @@
 """Packed matrices and the kernels that multiply by them: against float64, and against each other bit for bit."""
 
+import platform
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +102,18 @@ def test_the_extremes_do_not_overflow():
     table = np.full((1, 16), -1.0, np.float16)
     matrix = from_palette(np.zeros((16, wide), np.uint8), table, np.ones(16, np.float16), 4)
     assert isinstance(matrix, DeviceMatrix) and matrix.tables.min() >= -127
+
+
+@pytest.mark.skipif(not SETS or platform.machine() != "x86_64", reason="of x86 under Linux")
+def test_a_set_is_named_where_the_processor_has_its_instructions():
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    needs = {
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "bmi2"},
+        "avxvnni": {"avx_vnni", "avx2", "bmi2"},
+        "avx2": {"avx2", "bmi2"},
+        "portable": set(),
+    }
+    assert list(SETS) == [name for name, needed in needs.items() if needed <= flags]
 
 
 def test_the_library_is_there_where_a_compiler_is():

@@ -5,7 +5,7 @@
 //
 // A group is 16 outputs of a matrix; a lane is one of them. Inputs are padded with zeros to blocks of 64.
 #pragma once
-#include <cstdint>
+#include <stdint.h>
 
 namespace pomona {
 
@@ -59,6 +59,7 @@ const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avxvnni_kernels();
 const Kernels *avx512_kernels();
+const Kernels *neon_kernels();
 
 // Those of a name, or the best for an empty one; null where there are none.
 const Kernels *kernels_called(const char *name);

@@ -1,10 +1,10 @@
 // AVX2: tables by vpshufb, products by vpmaddubsw on |x| and the weight with the sign of x, which cannot saturate.
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx2,bmi2")
+POMONA_BEGIN("avx2,bmi2")
 
 namespace pomona {
 namespace {
@@ -18,7 +18,7 @@ inline Table spread(const int8_t *entries) {
 template <int BITS, int TOKENS, typename Integers>
 inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x, int stride, const int32_t *, int, Integers *dots) {
     constexpr int PARTS = 8 / BITS;
-    const __m256i mask = _mm256_set1_epi8((1 << BITS) - 1), ones = _mm256_set1_epi16(1);
+    const __m256i mask = _mm256_set1_epi8((char)((1 << BITS) - 1)), ones = _mm256_set1_epi16(1);
     __m256i total[TOKENS][2];
     for (int t = 0; t < TOKENS; t++) total[t][0] = total[t][1] = _mm256_setzero_si256();
     for (int k = 0; k < BLOCK; k += PARTS * 4, packed += 64)
@@ -49,11 +49,11 @@ const Kernels KERNELS = POMONA_KERNELS("avx2");
 
 }  // namespace
 }  // namespace pomona
-#pragma GCC pop_options
+POMONA_END
 
 namespace pomona {
 // For every processor, as it asks what this one has.
-const Kernels *avx2_kernels() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? &KERNELS : nullptr; }
+const Kernels *avx2_kernels() { return Processor().avx2 ? &KERNELS : nullptr; }
 
 }  // namespace pomona
 #else

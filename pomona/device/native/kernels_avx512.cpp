@@ -1,13 +1,15 @@
 // AVX-512 VNNI: tables by vpshufb, products by vpdpbusd. Its left side is unsigned, so weights are raised by 128, and
 // 128 times the sum of the block's integers is where the count begins.
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wuninitialized"  // in a header of GCC 12
+#if !defined(__clang__)  // in a header of GCC 12
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,bmi2")
+#endif
+POMONA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,bmi2")
 
 namespace pomona {
 namespace {
@@ -22,7 +24,7 @@ inline Table spread(const int8_t *entries) {
 template <int BITS, int TOKENS, typename Integers>
 inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x, int stride, const int32_t *sums, int sums_stride, Integers *dots) {
     constexpr int PARTS = 8 / BITS;
-    const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1), raise = _mm512_set1_epi8((char)0x80);
+    const __m512i mask = _mm512_set1_epi8((char)((1 << BITS) - 1)), raise = _mm512_set1_epi8((char)0x80);
     constexpr int CHAINS = TOKENS < 3 ? 4 : TOKENS < 6 ? 2 : 1;  // a product waits for the one before it in its chain
     __m512i total[TOKENS][CHAINS];
     for (int t = 0; t < TOKENS; t++) {
@@ -63,16 +65,11 @@ const Kernels KERNELS = POMONA_KERNELS("avx512");
 
 }  // namespace
 }  // namespace pomona
-#pragma GCC pop_options
+POMONA_END
 
 namespace pomona {
 // For every processor, as it asks what this one has.
-const Kernels *avx512_kernels() {
-    const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                       __builtin_cpu_supports("avx512vnni");
-    return there ? &KERNELS : nullptr;
-}
+const Kernels *avx512_kernels() { return Processor().avx512 ? &KERNELS : nullptr; }
 
 }  // namespace pomona
 #else

@@ -1,11 +1,10 @@
 // AVX-VNNI, in 256 bits: what newer processors without AVX-512 have. As kernels_avx512.cpp, a group in two halves.
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx2,avxvnni,bmi2")
+POMONA_BEGIN("avx2,avxvnni,bmi2")
 
 namespace pomona {
 namespace {
@@ -20,7 +19,7 @@ inline Table spread(const int8_t *entries) {
 template <int BITS, int TOKENS, typename Integers>
 inline void dot_block(const uint8_t *packed, const Table &table, const int8_t *x, int stride, const int32_t *sums, int sums_stride, Integers *dots) {
     constexpr int PARTS = 8 / BITS;
-    const __m256i mask = _mm256_set1_epi8((1 << BITS) - 1), raise = _mm256_set1_epi8((char)0x80);
+    const __m256i mask = _mm256_set1_epi8((char)((1 << BITS) - 1)), raise = _mm256_set1_epi8((char)0x80);
     __m256i total[TOKENS][2];
     for (int t = 0; t < TOKENS; t++) total[t][0] = total[t][1] = _mm256_set1_epi32(-128 * sums[(int64_t)t * sums_stride]);
 #pragma GCC unroll 16
@@ -55,15 +54,11 @@ const Kernels KERNELS = POMONA_KERNELS("avxvnni");
 
 }  // namespace
 }  // namespace pomona
-#pragma GCC pop_options
+POMONA_END
 
 namespace pomona {
 // For every processor, as it asks what this one has.
-const Kernels *avxvnni_kernels() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool listed = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-    return listed && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? &KERNELS : nullptr;
-}
+const Kernels *avxvnni_kernels() { return Processor().avxvnni ? &KERNELS : nullptr; }
 
 }  // namespace pomona
 #else

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "device.h"
 #include "kernels.h"
@@ -11,9 +12,17 @@
 
 namespace pomona {
 
+// Best first.
+static std::vector<const Kernels *> all_kernels() {
+    std::vector<const Kernels *> found;
+    for (const Kernels *each : {avx512_kernels(), avxvnni_kernels(), avx2_kernels(), neon_kernels(), portable_kernels()})
+        if (each) found.push_back(each);
+    return found;
+}
+
 const Kernels *kernels_called(const char *name) {
-    for (const Kernels *each : {avx512_kernels(), avxvnni_kernels(), avx2_kernels(), portable_kernels()})
-        if (each && (!*name || !std::strcmp(name, each->name))) return each;
+    for (const Kernels *each : all_kernels())
+        if (!*name || !std::strcmp(name, each->name)) return each;
     return nullptr;
 }
 
@@ -26,8 +35,7 @@ extern "C" {
 const char *pomona_instruction_sets(void) {
     static const std::string names = [] {
         std::string found;
-        for (const Kernels *each : {avx512_kernels(), avxvnni_kernels(), avx2_kernels(), portable_kernels()})
-            if (each) found += (found.empty() ? "" : ",") + std::string(each->name);
+        for (const Kernels *each : all_kernels()) found += (found.empty() ? "" : ",") + std::string(each->name);
         return found;
     }();
     return names.c_str();

@@ -1,11 +1,17 @@
-"""How much memory a process may still take."""
+"""What this process may take of its machine."""
 
+import os
 from pathlib import Path
 
 LIMIT = Path("/sys/fs/cgroup")
 
 
-def available() -> int:
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
     """Bytes, by the machine and by the container's limit; a huge number where neither says so."""
     found = [1 << 62]
     for line in _lines(Path("/proc/meminfo")):
