@@ -4,8 +4,8 @@ import numpy as np
 
 from pomona.model.sampling import Sampling
 
-FEW = 512
-"""Tokens that top-p looks at before it sorts all."""
+LOOKS = (512, 8192)
+"""How many tokens top-p looks at before it sorts all."""
 
 
 def draw(logits_V: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
@@ -37,12 +37,13 @@ def _candidates(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, n
     logits_V = logits_V.astype(np.float64) / sampling.temperature
     if not sampling.top_k and sampling.top_p == 1:
         return np.arange(len(logits_V)), np.exp(logits_V - logits_V.max())
-    few = _first(logits_V, sampling.top_k or FEW)
-    shares = np.exp(logits_V[few] - logits_V[few[0]])
-    total = shares.sum() if sampling.top_k else np.exp(logits_V - logits_V[few[0]]).sum()
-    if shares.sum() < sampling.top_p * total:
-        few = _first(logits_V, len(logits_V))
+    total = np.exp(logits_V - logits_V.max()).sum()
+    for count in (sampling.top_k,) if sampling.top_k else (*LOOKS, len(logits_V)):
+        few = _first(logits_V, count)
         shares = np.exp(logits_V[few] - logits_V[few[0]])
+        total = shares.sum() if sampling.top_k else total
+        if shares.sum() >= sampling.top_p * total:
+            break
     return few, np.where(np.cumsum(shares) - shares < sampling.top_p * total, shares, 0)
 
 

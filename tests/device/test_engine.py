@@ -19,7 +19,7 @@ from pomona.data.tokenizer import BEGIN
 from pomona.device import library, portable
 from pomona.device.engine import instruction_sets, load
 from pomona.device.layout import integers
-from pomona.device.sample import draw
+from pomona.device.sample import draw, probabilities
 from pomona.export.device import export_device
 from pomona.infer.sample import sample
 from pomona.model.config import PROJECTIONS, resolve
@@ -152,6 +152,22 @@ def test_draws_have_the_distribution_that_jax_samples_from(sampling):
     if sampling.top_k or sampling.top_p < 1:
         assert np.array_equal(ours > 0, theirs > 0), "the same tokens are left"
     assert np.abs(ours - theirs).max() < 0.02, "five standard deviations"
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.5, top_p=0.9), Sampling(1.0, 700), Sampling(1.0, 0, 0.97), Sampling(4.0, 0, 0.99)]
+)
+def test_of_a_large_vocabulary_it_looks_at_few_and_keeps_the_same(sampling):
+    """Against sorting all: few, thousands, and nearly all of the tokens are kept; ties go to the lower id."""
+    logits = np.round(np.random.default_rng(8).normal(size=20_000) * 3, 2).astype(np.float32)
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")[: sampling.top_k or None]
+    shares = np.exp(scaled[order] - scaled.max())
+    shares /= shares.sum()
+    shares = np.where(np.cumsum(shares) - shares < sampling.top_p, shares, 0)
+    expected = np.zeros(20_000)
+    expected[order] = shares / shares.sum()
+    np.testing.assert_allclose(probabilities(logits, sampling), expected, rtol=1e-9)
 
 
 def test_bad_requests_are_one_clear_error(model):
