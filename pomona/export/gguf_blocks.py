@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from pomona.core.errors import UserError
-from pomona.model.adapter import projection
+from pomona.export.grid import balanced
 from pomona.model.decoder import Decoder
-from pomona.ops.palette import Palettized, is_balanced, unpack_nibbles
 
 Q2_K_BLOCK = 256
 
@@ -70,15 +69,7 @@ def balanced_rows(params: Decoder, name: str, layer: int, shape: tuple[int, int]
     Raises:
         UserError: the weights are not on the balanced grid.
     """
-    weight = projection(params.layers, name)
-    if not isinstance(weight, Palettized) or not is_balanced(np.asarray(weight.tables[layer])):
-        raise UserError(
-            f"layer {layer}'s {name} is not on the balanced 2-bit grid.",
-            "Q2_K holds that grid bit for bit, and no other palette.",
-            "--dtype q8_0, or a run of pomona palettize --bits 2 --grid balanced",
-        )
-    indices_OI = unpack_nibbles(np.asarray(weight.indices[layer]))
-    scales_O = np.asarray(weight.scales[layer])
+    indices_OI, scales_O = balanced(params, name, layer, "q2_k", "q8_0")
     missing = shape[0] - len(indices_OI), shape[1] - indices_OI.shape[1]
     return q2_k(
         np.pad(indices_OI, [(0, missing[0]), (0, missing[1])]), np.pad(scales_O, (0, missing[0])), indices_OI.shape[1]

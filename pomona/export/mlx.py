@@ -20,9 +20,10 @@ import numpy as np
 from pomona.core.errors import UserError
 from pomona.core.files import new_folder, write_json
 from pomona.data.tokenizer import MODEL_FILE
+from pomona.export.grid import balanced
 from pomona.export.hf import DTYPES, EMBEDDING, PROJECTION_NAMES, qwen3_config, tensors, write_tokenizer, write_weights
-from pomona.model.adapter import densify, projection
-from pomona.ops.palette import Palettized, is_balanced, unpack_nibbles
+from pomona.model.adapter import densify
+from pomona.model.decoder import Decoder
 from pomona.train.load import Model
 
 GROUP = 64
@@ -75,7 +76,7 @@ def _stored(model: Model, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
         elif name == EMBEDDING:
             parts = affine_rows(array)
         else:
-            parts = balanced(model.params, name)
+            parts = affine2(model.params, name)
         for ending, part in zip(("weight", "scales", "biases"), parts):
             yield f"{name.removesuffix('weight')}{ending}", part
 
@@ -98,23 +99,11 @@ def affine_rows(array_OI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return pack(whole.astype(np.uint8), 8), scales, scales * np.float32(-128)
 
 
-def balanced(params: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One projection on the balanced grid, bit for bit.
-
-    Raises:
-        UserError: it is not on that grid.
-    """
+def affine2(params: Decoder, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One projection on the balanced grid, bit for bit; raises `UserError` where it is not."""
     layer, own = int(name.split(".")[2]), PROJECTION_NAMES[name.split(".")[4]]
-    weight = projection(params.layers, own)
-    if not isinstance(weight, Palettized) or not is_balanced(np.asarray(weight.tables[layer])):
-        raise UserError(
-            f"layer {layer}'s {own} is not on the balanced 2-bit grid.",
-            "affine2 holds that grid bit for bit, and no other palette.",
-            "--dtype affine8, or a run of pomona palettize --bits 2 --grid balanced",
-        )
-    indices_OI = unpack_nibbles(np.asarray(weight.indices[layer]))
-    scales_O = np.asarray(weight.scales[layer]).astype(np.float32)
-    scales = np.repeat(scales_O[:, None], indices_OI.shape[1] // GROUP, axis=1)
+    indices_OI, scales_O = balanced(params, own, layer, "affine2", "affine8")
+    scales = np.repeat(scales_O.astype(np.float32)[:, None], indices_OI.shape[1] // GROUP, axis=1)
     return pack(indices_OI, 2), scales, scales * np.float32(-1.5)
 
 
