@@ -96,7 +96,13 @@ def _check_not_palettized(path: Path) -> None:
 
 
 def check_palettized(path: Path, rule: str) -> None:
-    """Raises `UserError`, with the rule of who asks, where a run folder holds no palettes."""
+    """Raises `UserError`, with the rule of who asks, where a run folder is not there or holds no palettes."""
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there, as seen from this folder.",
+            "a run names the one that it begins at by the path it was made with.",
+            f"the same command in the folder that {path} is in.",
+        )
     if not is_palettized(path):
         raise UserError(
             f"{path} is not palettized.",

@@ -99,6 +99,15 @@ def test_what_cannot_be_recovered_is_refused(folders, tmp_path, source, changes,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_that_is_not_where_it_was_is_said_to_be_missing(recovered, tmp_path, monkeypatch):
+    """A run that was made with a path as seen from one folder, used in another."""
+    run = recovery_run(recovered[0].with_name("palettized"))
+    monkeypatch.chdir(tmp_path)
+    run = dataclasses.replace(run, origin=dataclasses.replace(run.origin, run="lives/palettized"))
+    with pytest.raises(UserError, match="lives/palettized is not there, as seen from this folder"):
+        objective_of(run)
+
+
 def test_another_base_in_its_place_is_noticed(folders, recovered, tmp_path):
     """The recovered run names its base by fingerprint: palettes that were made anew are not it."""
     run = recovery_run(folders[0])
