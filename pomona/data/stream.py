@@ -11,10 +11,10 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int], stops: Sequence[str
 
     A piece ends with a whole character, and holds nothing that may be the beginning of a stop.
     """
-    pieces, decoder = tokenizer.pieces(), codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     raw = waiting = ""
     for token in tokens:
-        raw += decoder.decode(pieces[token])
+        raw += decoder.decode(tokenizer.decode_bytes((token,)))
         if raw.endswith(ESCAPE):  # what it stands for is said by the next character
             continue
         waiting, raw = waiting + unescape(raw), ""

@@ -52,9 +52,9 @@ class Tokenizer:
         return unescape(self.decode_bytes(ids).decode("utf-8", errors="replace"))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The raw bytes of token ids, escapes as they are."""
+        """The raw bytes of token ids, escapes as they are; rows of an embedding beyond the vocabulary stand for none."""
         pieces = self.pieces()
-        return b"".join(pieces[i] for i in ids)
+        return b"".join(pieces[i] for i in ids if i < len(pieces))
 
     def pieces(self) -> list[bytes]:
         """The bytes each id stands for; control tokens stand for none."""

@@ -25,9 +25,10 @@ def test_pieces_are_the_text(tokenizer, text):
     assert all(pieces) and not any("\ufffd" in piece for piece in pieces), "only whole characters"
 
 
-@given(st.lists(st.integers(0, 289), max_size=30))
+@given(st.lists(st.integers(0, 299), max_size=30))
 @settings(deadline=None, max_examples=200)
 def test_any_tokens_are_what_they_decode_to(tokenizer, tokens):
+    """Ids from 290 on are rows of an embedding that is larger than the vocabulary."""
     assert "".join(stream_text(tokenizer, tokens)) == tokenizer.decode(tokens)
 
 
