@@ -32,8 +32,9 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int], stops: Sequence[str
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+    """The text before the stop that is complete first; of two that end together, before the longer."""
+    found = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return text[: min(found)[1]] if found else text
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:

@@ -52,7 +52,7 @@ class Tokenizer:
         return unescape(self.decode_bytes(ids).decode("utf-8", errors="replace"))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The raw bytes of token ids, escapes as they are; rows of an embedding beyond the vocabulary stand for none."""
+        """The raw bytes of token ids, escapes as they are; ids beyond the vocabulary stand for none."""
         pieces = self.pieces()
         return b"".join(pieces[i] for i in ids if i < len(pieces))
 
