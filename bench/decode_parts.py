@@ -132,7 +132,7 @@ def quality(life):
 
 
 def heldout_by_jax(base, rows=40, length=256):
-    """Token ids of held-out documents, and float64 log-probabilities [T - 1, V] by JAX on the palettized weights."""
+    """Windows of held-out documents, and float64 log-probabilities [T - 1, V] by JAX on the palettized weights."""
     import jax
     import jax.numpy as jnp
 
@@ -145,9 +145,10 @@ def heldout_by_jax(base, rows=40, length=256):
     run, execution = one.run, resolve(one.run.execution, "cpu")
     prepared = prepare(run.data, lambda line: print(line, file=sys.stderr))
     documents = token_files(prepared, run.data.sources[0].name, heldout=True)
-    places = [(start, size) for start, size in zip(documents.starts, documents.lengths) if size >= length]
+    whole = zip(documents.starts, documents.lengths)
+    places = [int(start) + skip for start, size in whole for skip in range(0, int(size) - length + 1, length)]
     chosen = np.random.default_rng(0).permutation(len(places))[:rows]
-    found = [np.asarray(documents.read(int(places[i][0]), length)).tolist() for i in chosen]
+    found = [np.asarray(documents.read(places[i], length)).tolist() for i in chosen]
 
     @jax.jit
     def logs(row_T):

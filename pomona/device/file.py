@@ -128,6 +128,8 @@ def read_file(path: Path) -> DeviceFile:
         architecture = from_json(Architecture, about["architecture"], f"{path}: architecture")
         check_architecture(architecture)
         check_device_shape(architecture)
+        if architecture.num_layers > len(arrays):  # names of a billion layers would be made before one is missed
+            raise ValueError(f"it has {len(arrays)} tensors for {architecture.num_layers} layers")
         matrices = {
             name: _matrix(arrays, name, about["bits"].get(name), *shape)
             for name, shape in matrix_shapes(architecture).items()

@@ -100,6 +100,7 @@ def test_a_model_of_other_sizes_than_its_tensors_is_refused(pom, tmp_path):
     told = json.loads(header["__metadata__"]["pomona"])["architecture"]
     for name, size in (
         ("num_layers", 3),
+        ("num_layers", 2**40),
         ("ffn_dim", 144),
         ("head_dim", 24),
         ("vocab_size", 500),
