@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from pomona.cli.device_options import Speculation, drafter_of, open_model
+from pomona.cli.device_options import drafter_of, open_model
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
 
@@ -44,7 +44,7 @@ class ChatOptions:
     """The threads that compute; all that there are by default."""
     instruction_set: str = ""
     """avx512, avxvnni, avx2, neon, portable or numpy; the best that the processor has by default."""
-    speculate: Speculation = "none"
+    speculate: str = "none"
     """lookup: guess what came before in the conversation; a device file: guess what this smaller model says."""
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from pomona.device.speculate import Drafter
     from pomona.model.sampling import Sampling
 
-Speculation = str
-
 
 def open_model(path: Path) -> "DeviceModel":
     """Opens a device file and reads all of it against its checksums.
@@ -31,7 +29,7 @@ def open_model(path: Path) -> "DeviceModel":
 
 
 def drafter_of(
-    speculate: Speculation, model: "DeviceModel", context: int, threads: int | None, sampling: "Sampling"
+    speculate: str, model: "DeviceModel", context: int, threads: int | None, sampling: "Sampling"
 ) -> "Drafter | None":
     """What guesses tokens: nothing for `none`, the text so far for `lookup`, or the smaller model of a file.
 

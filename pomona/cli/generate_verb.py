@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pomona.cli.device_options import Speculation
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, append_line
@@ -43,7 +42,7 @@ class Generate:
     """Of a device file: the threads that compute; all that there are by default."""
     instruction_set: str = ""
     """Of a device file: avx512, avxvnni, avx2, neon, portable or numpy; the best that the processor has by default."""
-    speculate: Speculation = "none"
+    speculate: str = "none"
     """Of a device file: lookup guesses what came before in the text; a device file guesses what this smaller model
     says. The text has the same distribution, and with temperature 0 is the same."""
     keep: bool = False

@@ -2,8 +2,8 @@
 
     y += factors * B (A x)          A one scale a rank, B one scale an output, times alpha / rank
 
-What it adds is a small correction, so rounding it to int8 costs a hundredth of a hundredth of the product, and it is a
-byte a weight that decoding reads. Shapes: L layers, I inputs, O outputs, R rank, padded to a multiple of 16.
+What it adds is small beside the product, so is what rounding it to int8 loses, and decoding reads a byte a weight.
+Shapes: L layers, I inputs, O outputs, R rank, padded to a multiple of 16.
 """
 
 import dataclasses

@@ -12,24 +12,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pomona.adapters.bundle import DTYPES
 from pomona.core.errors import UserError
 from pomona.core.files import new_file
 from pomona.data.tokenizer import BEGIN, END, NEWLINE, Tokenizer
-from pomona.export.gguf_blocks import KINDS, Kind, balanced_rows, check_rows, q8_0
+from pomona.export.gguf_blocks import K_QUANT_BLOCK, KINDS, Kind, balanced_rows, check_rows, q8_0
+from pomona.export.hf import PROJECTION_NAMES as HF_NAMES
 from pomona.export.hf import tensors
 from pomona.model.adapter import densify
 from pomona.model.config import Architecture
 from pomona.train.load import Model
 
 ARCHITECTURE = "qwen3"
-K_QUANT_BLOCK = 256
-"""Weights of one block of llama.cpp's K-quants: only rows of a multiple of it can be stored so."""
-
-NUMBERS: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 # Token types of GGUF, as SentencePiece has them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -50,8 +44,7 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """Names of Hugging Face's tensors, and what they are called here."""
-PROJECTION_NAMES = {"attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_output": "output"}
-PROJECTION_NAMES |= {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
+PROJECTION_NAMES = {NAMES[source]: name for source in NAMES if (name := HF_NAMES.get(source.split(".")[-1]))}
 """What is called so here, and what in `pomona.model.config.PLACES`."""
 EMBEDDING = "token_embd.weight"
 
@@ -150,7 +143,7 @@ def gguf_tensors(model: Model, dtype: str, ffn_dim: int) -> Iterator[tuple[str, 
     """
     params = densify(model.params, model.run.architecture)
     shapes = tensor_shapes(model.run.architecture, ffn_dim)
-    for (source, array), (name, shape) in zip(tensors(params, NUMBERS["float32"]), shapes, strict=True):
+    for (source, array), (name, shape) in zip(tensors(params, DTYPES["float32"]), shapes, strict=True):
         assert name.rsplit(".", 2)[-2] == _name(source), (name, source)
         if dtype == "q2_k" and len(shape) == 2 and name != EMBEDDING:
             layer, own = name.split(".")[1:3]
@@ -158,9 +151,9 @@ def gguf_tensors(model: Model, dtype: str, ffn_dim: int) -> Iterator[tuple[str, 
             continue
         missing = [(0, there - here) for here, there in zip(array.shape, shape)]
         array = np.pad(array, missing) if any(after for _, after in missing) else array
-        numbers = array.dtype if array.ndim == 1 or dtype not in NUMBERS else NUMBERS[dtype]
+        numbers = array.dtype if array.ndim == 1 or dtype not in DTYPES else DTYPES[dtype]
         array = np.ascontiguousarray(_cast(name, array, numbers))
-        yield name, array if array.ndim == 1 or dtype in NUMBERS else q8_0(package(), array)
+        yield name, array if array.ndim == 1 or dtype in DTYPES else q8_0(package(), array)
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[float], list[int]]:

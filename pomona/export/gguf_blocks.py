@@ -17,7 +17,8 @@ from pomona.core.errors import UserError
 from pomona.export.grid import balanced
 from pomona.model.decoder import Decoder
 
-Q2_K_BLOCK = 256
+K_QUANT_BLOCK = 256
+"""Weights of one block of llama.cpp's K-quants: only rows of a multiple of it can be stored so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,14 @@ KINDS = {
     "float16": Kind("F16", 1, 1, 2),
     "bfloat16": Kind("BF16", 32, 1, 2),
     "q8_0": Kind("Q8_0", 7, 32, 34),
-    "q2_k": Kind("Q2_K", 10, Q2_K_BLOCK, 84),
+    "q2_k": Kind("Q2_K", 10, K_QUANT_BLOCK, 84),
 }
 
 
 def check_rows(kind: Kind, name: str, shape: tuple[int, ...]) -> None:
     """Raises `UserError` where rows are not a multiple of a block."""
     if shape[-1] % kind.block:
-        padded = "--pad-ffn" if "ffn_down" in name and kind.block == Q2_K_BLOCK else "--dtype float16"
+        padded = "--pad-ffn" if "ffn_down" in name and kind.block == K_QUANT_BLOCK else "--dtype float16"
         raise UserError(
             f"{name} has rows of {shape[-1]} weights.",
             f"{kind.name} stores rows of a multiple of {kind.block} only.",
@@ -82,9 +83,9 @@ def q2_k(indices_OI: np.ndarray, scales_O: np.ndarray, inputs: int) -> np.ndarra
     Shapes: B blocks of a row. A block is 16 bytes of s and m, 64 bytes of q, d, dmin; byte l of the first (second) 32
     bytes of q holds the weights l, 32 + l, 64 + l, 96 + l of the first (second) half, the first in the lowest bits.
     """
-    outputs, blocks = len(indices_OI), indices_OI.shape[1] // Q2_K_BLOCK
+    outputs, blocks = len(indices_OI), indices_OI.shape[1] // K_QUANT_BLOCK
     assert inputs % 16 == 0, "16 weights share s and m"
-    there = np.arange(blocks * Q2_K_BLOCK) < inputs
+    there = np.arange(blocks * K_QUANT_BLOCK) < inputs
     q_OBhwl = np.where(there, indices_OI, 0).reshape(outputs, blocks, 2, 4, 32)
     packed = np.bitwise_or.reduce([q_OBhwl[:, :, :, part] << (2 * part) for part in range(4)])
     half_O = (scales_O.astype(np.float32) / 2).astype(np.float16)  # exact from 2 ** -13 on, and within 2 ** -25 below

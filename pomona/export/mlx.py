@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from pomona.adapters.bundle import DTYPES
 from pomona.core.errors import UserError
 from pomona.core.files import new_folder, write_json
 from pomona.data.tokenizer import MODEL_FILE
 from pomona.export.grid import balanced
-from pomona.export.hf import DTYPES, EMBEDDING, PROJECTION_NAMES, qwen3_config, tensors, write_tokenizer, write_weights
+from pomona.export.hf import EMBEDDING, PROJECTION_NAMES, qwen3_config, tensors, write_tokenizer, write_weights
 from pomona.model.adapter import densify
 from pomona.model.decoder import Decoder
 from pomona.train.load import Model
 
 GROUP = 64
-NUMBERS = {**DTYPES, "float16": np.dtype(np.float16)}
 EXACT = {"group_size": GROUP, "bits": 2, EMBEDDING.removesuffix(".weight"): {"group_size": GROUP, "bits": 8}}
 QUANTIZATIONS: dict[str, dict[str, Any]] = {"affine8": {"group_size": GROUP, "bits": 8}, "affine2": EXACT}
 
@@ -57,8 +57,8 @@ def export_mlx(model: Model, target: Path, dtype: str = "bfloat16") -> None:
 def _stored(model: Model, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) of everything in the folder, one layer in memory at a time."""
     params = densify(model.params, model.run.architecture)
-    if dtype in NUMBERS:
-        yield from tensors(params, NUMBERS[dtype])
+    if dtype in DTYPES:
+        yield from tensors(params, DTYPES[dtype])
         return
     numbers = np.dtype(np.float16) if dtype == "affine8" else np.dtype(np.float32)
     for name, array in tensors(params, np.dtype(np.float32)):

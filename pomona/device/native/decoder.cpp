@@ -153,7 +153,7 @@ struct PomonaEngine {
         team.meet();
     }
 
-    // Row `t` of `to` is that of row[t] of x, normalised.
+    // Row `t` of by_model is row[t] of x, or row t without a list, normalised and rounded.
     void normalize(const float *weight, const int *row, int count, int index) {
         const Share mine(count, index, team.size());
         for (int t = mine.first; t < mine.last; t++) {
@@ -369,8 +369,6 @@ void pomona_close_sequence(PomonaSequence *sequence) { delete sequence; }
 void pomona_advance(PomonaEngine *engine, const PomonaPart *parts, int32_t count, float *logits) {
     engine->advance(parts, count, logits);
 }
-
-int32_t pomona_length(const PomonaSequence *sequence) { return sequence->length; }
 
 void pomona_forget(PomonaSequence *sequence, int32_t length) {
     if (length < sequence->length) sequence->length = length < 0 ? 0 : length;

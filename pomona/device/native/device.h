@@ -79,8 +79,7 @@ void pomona_close_sequence(PomonaSequence *);
  * for every row that is asked for, in the order of the parts. */
 void pomona_advance(PomonaEngine *, const PomonaPart *parts, int32_t count, float *logits);
 
-/* How many tokens are kept, and to forget all after the first `length`. */
-int32_t pomona_length(const PomonaSequence *);
+/* Forgets all tokens after the first `length`. */
 void pomona_forget(PomonaSequence *, int32_t length);
 
 /* For tests and benches: one product, out [tokens][outputs] = x [tokens][size] times the matrix, on one thread. */
