@@ -77,8 +77,8 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) -c constraints/base.txt -e .
 	@touch $@
 
-.venv/dev: .venv/base constraints/dev.txt
-	$(PIP) -c constraints/base.txt -c constraints/dev.txt -e '.[dev]'
+.venv/dev: .venv/base constraints/dev.txt constraints/serve.txt
+	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -e '.[dev,serve]'
 	@touch $@
 
 .venv/gpu: .venv/base
@@ -91,9 +91,9 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) --no-deps -c constraints/tpu.txt --target $@ libtpu
 
 .venv/peers: .venv/dev constraints/peers.txt constraints/coremltools.txt
-	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
-	$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt -c constraints/coremltools.txt coremltools
-	-$(PIP) -c constraints/base.txt -c constraints/dev.txt -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
+	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
+	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt -c constraints/coremltools.txt coremltools
+	-$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
 	@touch $@
 
 .venv/coremltools: .venv/base constraints/coremltools.txt

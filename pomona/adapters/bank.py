@@ -5,7 +5,6 @@ compiles nothing. Shapes: L layers, N slots, I inputs, O outputs, R rank, B sequ
 """
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -66,20 +65,9 @@ def load(bank: Bank, slot: int, bundle: Bundle) -> Bank:
     return _set(bank, adapter, jnp.int32(slot), jnp.float32(bundle.scale))
 
 
-def choose(params: Decoder, bank: Bank, choice: Sequence[int]) -> Decoder:
-    """The decoder for a batch whose sequence i has the adapter in slot `choice[i]`, or none for `NONE`.
-
-    Raises:
-        UserError: a slot that the bank does not have.
-    """
-    wrong = [slot for slot in choice if slot != NONE and not 0 <= slot < bank.slots]
-    if wrong:
-        raise UserError(
-            f"a sequence asks for the adapter in slot {wrong[0]}.",
-            f"the bank has the slots 0 to {bank.slots - 1}; {NONE} is the base alone.",
-            "one of these.",
-        )
-    return attach_bank(params, bank.adapter, bank.scales, jnp.asarray(choice, jnp.int32))
+def attached(params: Decoder, bank: Bank) -> Decoder:
+    """The decoder with a bank at hand; each sequence's adapter is chosen when it is computed (infer/slots.py)."""
+    return attach_bank(params, bank.adapter, bank.scales, jnp.full(1, NONE, jnp.int32))
 
 
 @partial(jax.jit, donate_argnums=0)

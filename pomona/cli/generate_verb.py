@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     from pomona.model.sampling import Sampling
     from pomona.train.load import load_model
 
-    model = _with_adapters(options) if options.adapter else load_model(options.run, options.step)
+    model, chosen = _with_adapters(options) if options.adapter else (load_model(options.run, options.step), None)
     speak = lambda: generate(
         model.params,
         [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
@@ -76,6 +76,7 @@ def run(arguments: list[str]) -> None:
         stop_tokens=(END,),
         seed=options.seed,
         cache_dtype="int8" if options.cache == "int8" else None,
+        adapters=chosen,
     )
     continuations, texts = speak(), []
     for number, (prompt, tokens) in enumerate(zip(options.prompts, continuations)):
@@ -136,10 +137,10 @@ def _each_adapter(options: Generate) -> tuple[Path | None, ...]:
     return options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
 
 
-def _with_adapters(options: Generate) -> Any:
-    """The base of the run with a bank of the adapters, each prompt with its own."""
+def _with_adapters(options: Generate) -> tuple[Any, list[int]]:
+    """The base of the run with a bank of the adapters, and each prompt's own."""
     each = _each_adapter(options)
-    from pomona.adapters.bank import choose, empty_bank, load
+    from pomona.adapters.bank import attached, empty_bank, load
     from pomona.adapters.bundle import read_bundle
     from pomona.train.load import load_base
 
@@ -151,7 +152,7 @@ def _with_adapters(options: Generate) -> Any:
     for slot, bundle in enumerate(bundles):
         bank = load(bank, slot, bundle)
     choice = [folders.index(folder) for folder in each if folder]
-    return dataclasses.replace(base, params=choose(base.params, bank, choice))
+    return dataclasses.replace(base, params=attached(base.params, bank)), choice
 
 
 def _keep(options: Generate, step: int, texts: list[str], tokens_per_second: float, device: str) -> None:

@@ -21,6 +21,7 @@ VERBS = {
     "adapt": "train an adapter for a task",
     "generate": "let a trained model continue a prompt",
     "chat": "talk to a model on a device",
+    "serve": "serve a model to many users: OpenAI's interface, and a chat page",
     "bench": "time a model on a device, beside what its memory allows",
     "card": "show a model's life on one page: where it comes from, and what came of it",
     "export": "write a run as a Hugging Face folder, a GGUF file or an adapter",

@@ -78,6 +78,10 @@ class AdapterLayer(ctypes.Structure):
     _fields_ = (("places", LowRank * len(PLACES)),)
 
 
+LAST, EVERY, HIDDEN = range(3)
+"""What a part is run for, as device.h has it."""
+
+
 class Part(ctypes.Structure):
     """PomonaPart."""
 
@@ -86,7 +90,7 @@ class Part(ctypes.Structure):
         ("adapter", POINTER(AdapterLayer)),
         ("tokens", POINTER(c_int32)),
         ("count", c_int32),
-        ("every", c_int32),
+        ("wanted", c_int32),
     )
 
 
@@ -102,7 +106,7 @@ def _library() -> ctypes.CDLL | None:
         ("pomona_close_engine", None, (c_void_p,)),
         ("pomona_sequence", c_void_p, (c_void_p, c_int32)),
         ("pomona_close_sequence", None, (c_void_p,)),
-        ("pomona_advance", None, (c_void_p, POINTER(Part), c_int32, floats)),
+        ("pomona_advance", None, (c_void_p, POINTER(Part), c_int32, floats, floats)),
         ("pomona_forget", None, (c_void_p, c_int32)),
         ("pomona_product", c_int32, (POINTER(Matrix), floats, c_int32, c_int32, c_char_p, floats)),
         ("pomona_read_seconds", c_double, (c_void_p, c_int64, c_int32, c_int32)),

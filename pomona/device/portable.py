@@ -64,8 +64,8 @@ class PortableSession:
         angles = np.arange(context)[:, None] * file.rope_base ** (-np.arange(half) / half)
         self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
-    def advance(self, tokens: Sequence[int], every: bool) -> np.ndarray:
-        """float32 [V], or [T, V] with `every`: the logits after the last token, or after each."""
+    def advance(self, tokens: Sequence[int], every: bool, hidden: bool = False) -> np.ndarray:
+        """float32: logits [V] after the last token; with `every` [T, V], after each; with `hidden`, states [T, D]."""
         a, norms, table = self.file.architecture, self.file.norms, self.file.matrices["embedding"]
         ids = np.asarray(tokens)
         x = integers(_rows(table, ids))[ids % 16 + 16 * np.arange(len(ids))].astype(np.float32)
@@ -78,7 +78,9 @@ class PortableSession:
             gate, up = get("gate", h), get("up", h)
             x = x + get("down", gate / (1 + np.exp(-gate.clip(-87))) * up)
         self.length += len(ids)
-        x = self._norm(x if every else x[-1:], norms["final_norm"])
+        x = self._norm(x if every or hidden else x[-1:], norms["final_norm"])
+        if hidden:
+            return x
         logits = product(table, x)[:, : a.vocab_size]
         return logits if every else logits[0]
 

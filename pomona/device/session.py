@@ -37,6 +37,8 @@ class Part(NamedTuple):
     tokens: Sequence[int]
     every: bool = False
     """Logits after each token, not only after the last."""
+    hidden: bool = False
+    """In place of logits, the last hidden state of each token."""
 
 
 class Engine:
@@ -75,8 +77,8 @@ class Engine:
         """Runs the next tokens of several sessions together: what is read of the weights serves all of them.
 
         Returns:
-            For each part float32 logits [V] after its last token, or [T, V] after each; the same, bit for bit, as if
-            it had been run alone.
+            For each part float32 logits [V] after its last token, or [T, V] after each, or hidden states [T, D]; the
+            same, bit for bit, as if it had been run alone.
 
         Raises:
             UserError: no tokens, tokens that the model does not have, no room for them, or numbers that are not finite;
@@ -87,7 +89,7 @@ class Engine:
         found = self._numpy(parts) if self._handle is None else self._compute(parts, ids)
         for part, own in zip(parts, ids):
             part.session.tokens += own.tolist()
-        if not all(np.isfinite(logits).all() for logits in found):
+        if not all(np.isfinite(numbers).all() for numbers in found):
             for part, own in zip(parts, ids):
                 part.session.forget(part.session.length - len(own))
             raise UserError(
@@ -98,21 +100,26 @@ class Engine:
         return found
 
     def _compute(self, parts: Sequence[Part], ids: list[np.ndarray]) -> list[np.ndarray]:
-        V, rows = self.file.architecture.vocab_size, [len(own) if p.every else 1 for p, own in zip(parts, ids)]
-        logits_RV = np.empty((sum(rows), V), np.float32)
+        a = self.file.architecture
+        rows = [0 if p.hidden else len(own) if p.every else 1 for p, own in zip(parts, ids)]
+        felt = [len(own) if p.hidden else 0 for p, own in zip(parts, ids)]
+        logits_RV = np.empty((sum(rows), a.vocab_size), np.float32)
+        hidden_RD = np.empty((sum(felt), a.model_dim), np.float32)
         given = (library.Part * len(parts))()
         for place, part, own in zip(given, parts, ids):
             part.session.forget(part.session.length)  # where an interrupt came between a step and its tokens
-            place.sequence, place.count, place.every = part.session.handle, len(own), int(part.every)
+            place.sequence, place.count = part.session.handle, len(own)
+            place.wanted = library.HIDDEN if part.hidden else library.EVERY if part.every else library.LAST
             place.tokens = library.pointer(own, c_int32)
             if part.session.native_adapter is not None:
                 place.adapter = part.session.native_adapter
-        self._native.pomona_advance(self._handle, given, len(parts), library.pointer(logits_RV, c_float))
-        each = np.split(logits_RV, np.cumsum(rows)[:-1])
-        return [own if part.every else own[0] for part, own in zip(parts, each)]
+        logits, hidden = library.pointer(logits_RV, c_float), library.pointer(hidden_RD, c_float)
+        self._native.pomona_advance(self._handle, given, len(parts), logits, hidden)
+        each = zip(parts, np.split(logits_RV, np.cumsum(rows)[:-1]), np.split(hidden_RD, np.cumsum(felt)[:-1]))
+        return [states if part.hidden else own if part.every else own[0] for part, own, states in each]
 
     def _numpy(self, parts: Sequence[Part]) -> list[np.ndarray]:
-        return [part.session.portable.advance(part.tokens, part.every) for part in parts if part.session.portable]
+        return [p.session.portable.advance(p.tokens, p.every, p.hidden) for p in parts if p.session.portable]
 
 
 class Session:

@@ -1,1 +1,1 @@
-"""Floor 4: run a trained model forward. KV cache, sampling, generation."""
+"""Floor 4: run a trained model forward. Slots with a KV cache, sampling, generation."""

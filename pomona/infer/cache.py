@@ -9,7 +9,7 @@ head.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,38 +30,54 @@ class Int8:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of all layers, and how the columns are used."""
+    """Keys and values of all layers: stacked arrays [L, B, S, K, H], or a list of L arrays [B, S, K, H]. A list is not
+    cut out of anything, nor put together again: where layers are unrolled, nothing else is as fast."""
 
-    keys: jax.Array | Int8  # [L, B, S, K, H]
-    values: jax.Array | Int8  # [L, B, S, K, H]
-    used: jax.Array  # int32 scalar: columns written so far, padding included
-    padding: jax.Array  # int32 [B]: columns at the left that hold no token
+    keys: Any  # of jax.Array or Int8
+    values: Any
 
     @property
     def columns(self) -> int:
-        """S, how many tokens it holds at most."""
-        return jax.tree.leaves(self.keys)[0].shape[2]
+        """S, how many tokens of a sequence it holds at most."""
+        return jax.tree.leaves(self.keys)[0].shape[1 if isinstance(self.keys, list) else 2]
 
 
-def empty_cache(architecture: Architecture, padding_B: jax.Array, columns: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for so many columns; int8 brings its scales."""
+def empty_cache(architecture: Architecture, sequences: int, columns: int, dtype: Any, layers: str) -> Cache:
+    """A cache for so many sequences of so many tokens; int8 brings its scales.
+
+    Args:
+        layers: `scanned` or `unrolled`, as `Execution` has it.
+    """
     a = architecture
-    shape = (a.num_layers, padding_B.shape[0], columns, a.num_kv_heads, a.head_dim)
+    shape = (sequences, columns, a.num_kv_heads, a.head_dim)
 
-    def empty() -> Any:
-        numbers = jnp.zeros(shape, dtype)
-        return Int8(numbers, jnp.zeros(shape[:-1], jnp.float32)) if numbers.dtype == jnp.int8 else numbers
+    def empty(*first: int) -> Any:
+        numbers = jnp.zeros((*first, *shape), dtype)
+        return Int8(numbers, jnp.zeros(numbers.shape[:-1], jnp.float32)) if numbers.dtype == jnp.int8 else numbers
 
-    # Two buffers, since each is donated.
-    return Cache(empty(), empty(), jnp.zeros((), jnp.int32), padding_B)
+    # Buffers of their own, since each is donated.
+    side = lambda: [empty() for _ in range(a.num_layers)] if layers == "unrolled" else empty(a.num_layers)
+    return Cache(side(), side())
 
 
-def write(old: jax.Array | Int8, new_BTKH: jax.Array, column: jax.Array) -> jax.Array | Int8:
-    """One layer's keys or values with T more columns from `column` on."""
-    new = quantize(new_BTKH) if isinstance(old, Int8) else new_BTKH
-    return jax.tree.map(
-        lambda o, n: jax.lax.dynamic_update_slice_in_dim(o, n.astype(o.dtype), column, axis=1), old, new
-    )
+def kept(like: Any, new: jax.Array) -> jax.Array | Int8:
+    """Keys or values as a cache keeps them, `like` being those of one of its layers: attention never sees other
+    numbers, whether it reads them from the cache or not."""
+    return quantize(new) if isinstance(like, Int8) else new.astype(like.dtype)
+
+
+def write(old: Any, new: Any, sequence_B: jax.Array, first_B: jax.Array) -> Any:
+    """Keys or values of all layers with T more columns in some sequences, from a column of each on.
+
+    Args:
+        new: stacked over layers, [L, B, T, K, H]. What would lie beyond the last column is left out.
+    """
+    T = jax.tree.leaves(new)[0].shape[2]
+    rows_BT, columns_BT = sequence_B[:, None], first_B[:, None] + jnp.arange(T)
+    put = lambda o, n: o.at[rows_BT, columns_BT].set(n, mode="drop", unique_indices=True)
+    if isinstance(old, list):
+        return [jax.tree.map(lambda o, n, i=i: put(o, n[i]), layer, new) for i, layer in enumerate(old)]
+    return jax.tree.map(jax.vmap(put), old, new)
 
 
 def quantize(x: jax.Array) -> Int8:
@@ -72,23 +88,39 @@ def quantize(x: jax.Array) -> Int8:
     return Int8(jnp.round(steps).astype(jnp.int8), scales)
 
 
-def attend(q_BTNH: jax.Array, keys: jax.Array | Int8, values: jax.Array | Int8, visible_BTS: jax.Array) -> jax.Array:
-    """Attention over the cache's columns, [B, S, K, H] each; float32 scores."""
+class Seen(NamedTuple):
+    """Keys and values [B, S, K, H] of some columns, and which of them each token sees."""
+
+    keys: jax.Array | Int8
+    values: jax.Array | Int8
+    visible_BTS: jax.Array
+
+
+def attend(q_BTNH: jax.Array, *parts: Seen) -> jax.Array:
+    """Attention over all columns of all parts, as if they lay side by side; float32 scores."""
     B, T, N, H = q_BTNH.shape
-    k_BSKH, k_scales = (keys.integers, keys.scales) if isinstance(keys, Int8) else (keys, None)
-    v_BSKH, v_scales = (values.integers, values.scales) if isinstance(values, Int8) else (values, None)
-    K = k_BSKH.shape[2]
+    K = jax.tree.leaves(parts[0].keys)[0].shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, _numbers(k_BSKH, q_BTNH), preferred_element_type=jnp.float32)
-    scores = _times(scores, k_scales)
-    weights = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, MASKED), axis=-1)
-    weights = _times(weights, v_scales).astype(q_BTNH.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, _numbers(v_BSKH, q_BTNH)).reshape(B, T, N, H)
+    weights = jax.nn.softmax(jnp.concatenate([_scores(q_BTKGH, part) for part in parts], axis=-1), axis=-1)
+    out_BTKGH, first = jnp.zeros((), q_BTNH.dtype), 0
+    for part in parts:
+        last = first + part.visible_BTS.shape[-1]
+        out_BTKGH = out_BTKGH + _weighed(weights[..., first:last], part.values, q_BTNH.dtype)
+        first = last
+    return out_BTKGH.reshape(B, T, N, H)
 
 
-def _numbers(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Integers in a dtype that can be multiplied; bfloat16 holds all of -127 to 127."""
-    return x.astype(like.dtype) if x.dtype == jnp.int8 else x
+def _scores(q_BTKGH: jax.Array, part: Seen) -> jax.Array:
+    """[B, K, G, T, S], float32."""
+    numbers, scales = (part.keys.integers, part.keys.scales) if isinstance(part.keys, Int8) else (part.keys, None)
+    numbers = numbers.astype(q_BTKGH.dtype)  # bfloat16 holds all of -127 to 127
+    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, numbers, preferred_element_type=jnp.float32)
+    return jnp.where(part.visible_BTS[:, None, None], _times(scores, scales), MASKED)
+
+
+def _weighed(weights_BKGTS: jax.Array, values: jax.Array | Int8, dtype: Any) -> jax.Array:
+    numbers, scales = (values.integers, values.scales) if isinstance(values, Int8) else (values, None)
+    return jnp.einsum("bkgts,bskh->btkgh", _times(weights_BKGTS, scales).astype(dtype), numbers.astype(dtype))
 
 
 def _times(x_BKGTS: jax.Array, scales_BSK: jax.Array | None) -> jax.Array:

@@ -1,56 +1,19 @@
-"""Generation with a cache of keys and values, in batches of prompts of different lengths.
-
-Prompts are padded on the left, so that all sequences end together and every decoding step writes one column of the
-cache. Shapes: B sequences, T tokens of this call, S cache columns, K key-value heads, N query heads, H head, D model, V
-vocabulary.
-"""
+"""Text from a trained model: prompts of different lengths, each in a slot of its own (pomona/infer/slots.py)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from pomona.core.errors import UserError
-from pomona.infer.cache import Cache, attend, empty_cache, write
-from pomona.infer.sample import sample
+from pomona.infer.sample import choices
+from pomona.infer.slots import Setting, Slots
+from pomona.model.adapter import at_hand
 from pomona.model.config import Architecture, Execution
-from pomona.model.decoder import Decoder, embed, run_layers
+from pomona.model.decoder import Decoder
 from pomona.model.sampling import Sampling, check_sampling
 
-
-def advance(
-    params: Decoder,
-    tokens_BT: jax.Array,
-    cache: Cache,
-    architecture: Architecture,
-    execution: Execution,
-    rope_base: float,
-) -> tuple[jax.Array, Cache]:
-    """Runs T more tokens. Returns the float32 logits_BV after the last of them, and the longer cache."""
-    T, columns = tokens_BT.shape[1], cache.columns
-    column_T = cache.used + jnp.arange(T)
-    positions_BT = jnp.maximum(column_T[None, :] - cache.padding[:, None], 0)
-    key_column_S = jnp.arange(columns)
-    visible_BTS = (key_column_S <= column_T[:, None])[None] & ((key_column_S >= cache.padding[:, None])[:, None, :])
-
-    def attend_cache(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        keys, values = (write(old, new, cache.used) for old, new in zip(state, (k_BTKH, v_BTKH)))
-        return attend(q_BTNH, keys, values, visible_BTS), (keys, values)
-
-    x_BTD = embed(params, tokens_BT, jnp.dtype(execution.compute_dtype))
-    hidden_BTD, (keys, values) = run_layers(
-        params, x_BTD, positions_BT, attend_cache, (cache.keys, cache.values), architecture, execution, rope_base
-    )
-    logits_BV = jnp.einsum(
-        "bd,vd->bv",
-        hidden_BTD[:, -1],
-        params.embedding.astype(hidden_BTD.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return logits_BV, Cache(keys, values, cache.used + T, cache.padding)
+STEPS = 8
+"""Tokens of every sequence in one dispatch."""
+CHUNK = 256
 
 
 def generate(
@@ -65,55 +28,47 @@ def generate(
     stop_tokens: Sequence[int] = (),
     seed: int = 0,
     cache_dtype: Any = None,
+    adapters: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to `max_tokens` or the first stop token, which is left out.
 
     Args:
-        cache_dtype: of keys and values, jnp.int8 among others; the compute dtype by default.
+        seed: of the first prompt; the next has the next.
+        cache_dtype: of keys and values, int8 among others; the compute dtype by default.
+        adapters: with a bank of adapters in `params`, its slot for each prompt; -1 for none.
 
     Raises:
-        UserError: an empty prompt, a token the model does not have, or sampling values out of range.
+        UserError: an empty prompt, a token the model does not have, sampling values out of range, or a slot that the
+            bank does not have.
     """
     check_sampling(sampling)
     _check_prompts(prompts, architecture, max_tokens)
-    longest = max(map(len, prompts))
-    tokens_BT = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int32)
-    padding_B = np.array([longest - len(p) for p in prompts], np.int32)
+    own = list(adapters or [-1] * len(prompts))
+    _check_adapters(own, at_hand(params))
     if not max_tokens:
         return [[] for _ in prompts]
-    cache = empty_cache(
-        architecture, jnp.asarray(padding_B), longest + max_tokens, cache_dtype or jnp.dtype(execution.compute_dtype)
-    )
-    key = jax.random.key(seed)
-    step = partial(_step, architecture=architecture, execution=execution, rope_base=rope_base, sampling=sampling)
-    next_B, cache = step(params, jnp.asarray(tokens_BT), cache=cache, key=jax.random.fold_in(key, 0))
-    out: list[list[int]] = [[] for _ in prompts]
-    done = [False] * len(prompts)
-    for number in range(1, max_tokens + 1):
-        for i, token in enumerate(np.asarray(next_B).tolist()):
-            done[i] = done[i] or token in stop_tokens
-            if not done[i]:
-                out[i].append(token)
-        if all(done) or number == max_tokens:
-            break
-        next_B, cache = step(params, next_B[:, None], cache=cache, key=jax.random.fold_in(key, number))
-    return out
+    B, chosen = len(prompts), lambda first, last: choices([sampling] * (last - first), range(seed + first, seed + last))
+    room = max(map(len, prompts)) + -(-max_tokens // STEPS) * STEPS
+    slots = Slots(params, Setting(architecture, execution, rope_base), B, room, cache_dtype, CHUNK)
+    out: list[list[int]] = []
+    for i, prompt in enumerate(prompts):
+        wanted = slots.wanted(chosen(i, i + 1), own[i : i + 1])
+        for first in range(0, len(prompt), CHUNK):
+            found = slots.read(i, first, prompt[first : first + CHUNK], wanted)
+        out.append([int(found.drawn.token[0])])
+    wanted = slots.wanted(chosen(0, B), own)
+    done = lambda said: len(said) >= max_tokens or any(token in stop_tokens for token in said)
+    while not all(map(done, out)):
+        positions = [slots.context if done(said) else len(p) + len(said) - 1 for p, said in zip(prompts, out)]
+        drawn = slots.decode([said[-1] for said in out], positions, wanted, STEPS)
+        for said, more, position in zip(out, drawn.token.T.tolist(), positions):
+            if position < slots.context:
+                said += more
+    return [_until(said[:max_tokens], stop_tokens) for said in out]
 
 
-@partial(jax.jit, static_argnames=("architecture", "execution", "rope_base", "sampling"), donate_argnames="cache")
-def _step(
-    params: Decoder,
-    tokens_BT: jax.Array,
-    *,
-    cache: Cache,
-    key: jax.Array,
-    architecture: Architecture,
-    execution: Execution,
-    rope_base: float,
-    sampling: Sampling,
-) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = advance(params, tokens_BT, cache, architecture, execution, rope_base)
-    return sample(logits_BV, key, sampling), cache
+def _until(said: list[int], stop_tokens: Sequence[int]) -> list[int]:
+    return said[: min((said.index(token) for token in stop_tokens if token in said), default=None)]
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], architecture: Architecture, max_tokens: int) -> None:
@@ -127,3 +82,13 @@ def _check_prompts(prompts: Sequence[Sequence[int]], architecture: Architecture,
         )
     if max_tokens < 0:
         raise UserError(f"{max_tokens} tokens.", "the number of tokens is not negative.", "--max-tokens 100")
+
+
+def _check_adapters(chosen: Sequence[int], available: int) -> None:
+    wrong = [slot for slot in chosen if not -1 <= slot < available]
+    if wrong:
+        raise UserError(
+            f"a sequence asks for the adapter in slot {wrong[0]}.",
+            f"there are {available} at hand, from 0 on; -1 is the base alone.",
+            "one of these.",
+        )

@@ -116,6 +116,13 @@ def attach_bank(params: Decoder, bank: Adapter, scales_N: jax.Array, choice_B: j
     return map_projections(one, params)
 
 
+def at_hand(params: Decoder) -> int:
+    """How many adapters a bank in the decoder has room for; 0 without one."""
+    leaves = jax.tree.leaves(params.layers, is_leaf=lambda leaf: isinstance(leaf, Adapted))
+    banks = (leaf for leaf in leaves if isinstance(leaf, Adapted) and leaf.choice is not None)
+    return next((leaf.scale.shape[-1] - 1 for leaf in banks), 0)
+
+
 def detach(params: Decoder) -> tuple[Decoder, Adapter]:
     """The base and the adapter of a decoder that `attach` has made."""
     pairs = {}

@@ -154,6 +154,9 @@ def run_layers(
 ) -> tuple[jax.Array, Any]:
     """All layers and the final norm. `state` (a tree stacked over layers, or None) is handed to `attend` by layer.
 
+    Where layers are unrolled, `params.layers` and `state` may also be lists of one tree per layer: then nothing is cut
+    out of anything larger.
+
     Args:
         observe: what is wanted of every layer's inputs; it takes the place of the new state.
 
@@ -236,7 +239,10 @@ def _turn(
 
 
 def _unstack(stacked: Any, count: int | None = None) -> list[Any]:
-    """One tree per layer. `split` rather than indexing: its transpose is one concatenation, not L padded sums."""
+    """One tree per layer; a list is already that. `split` rather than indexing: its transpose is one concatenation, not
+    L padded sums."""
+    if isinstance(stacked, list):
+        return stacked
     leaves, structure = jax.tree.flatten(stacked)
     if not leaves:
         return [stacked] * (count or 0)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pomona.adapters.bank import NONE, choose, empty_bank, load
+from pomona.adapters.bank import NONE, attached, empty_bank, load
 from pomona.adapters.bundle import Bundle, read_bundle, weight_shapes, write_bundle
 from pomona.core.errors import UserError
-from pomona.infer.generate import _step, generate
+from pomona.infer.generate import generate
+from pomona.infer.slots import decode, read
 from pomona.model.adapter import adapter_specs, attach, densify, from_named, named
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
@@ -110,8 +111,8 @@ PROMPTS = [[1, 5, 9, 60, 33], [1, 70], [1, 96, 96, 4], [1, 5, 9, 60, 33]]
 OPTIONS = {"rope_base": 1e4, "max_tokens": 6, "sampling": Sampling(temperature=0)}
 
 
-def run(params):
-    return generate(params, PROMPTS, SMALL, EXECUTION, **OPTIONS)
+def run(params, adapters=None):
+    return generate(params, PROMPTS, SMALL, EXECUTION, adapters=adapters, **OPTIONS)
 
 
 def test_a_mixed_batch_is_each_sequence_alone_and_no_swap_compiles(params):
@@ -121,18 +122,18 @@ def test_a_mixed_batch_is_each_sequence_alone_and_no_swap_compiles(params):
     alone = [run(densify(attach(params, from_named(b.weights), b.scale), SMALL)) for b in bundles]
     bare = run(params)
     assert len({str(a) for a in [*alone, bare]}) == 4, "adapters that change nothing would hide mistakes"
-    assert run(choose(params, bank, [0, 1, NONE, 1])) == [alone[0][0], alone[1][1], bare[2], alone[1][3]]
-    compiled = _step._cache_size()
-    assert run(choose(params, bank, [1, NONE, 0, 0])) == [alone[1][0], bare[1], alone[0][2], alone[0][3]]
+    assert run(attached(params, bank), [0, 1, NONE, 1]) == [alone[0][0], alone[1][1], bare[2], alone[1][3]]
+    compiled = [program._cache_size() for program in (decode, read)]
+    assert run(attached(params, bank), [1, NONE, 0, 0]) == [alone[1][0], bare[1], alone[0][2], alone[0][3]]
     bank = load(bank, 1, bundles[2])
-    assert run(choose(params, bank, [0, 1, 1, 1])) == [alone[0][0], alone[2][1], alone[2][2], alone[2][3]]
-    assert _step._cache_size() == compiled
+    assert run(attached(params, bank), [0, 1, 1, 1]) == [alone[0][0], alone[2][1], alone[2][2], alone[2][3]]
+    assert [program._cache_size() for program in (decode, read)] == compiled
 
 
 def test_a_slot_that_is_not_there_is_refused(params):
     bank = empty_bank(SMALL, 2, 4)
     with pytest.raises(UserError, match="the adapter in slot 2"):
-        choose(params, bank, [0, 2])
+        run(attached(params, bank), [0, 2, 0, 0])
     with pytest.raises(UserError, match="is to go into slot 2"):
         load(bank, 2, bundle(1))
     with pytest.raises(UserError, match="of rank 5"):

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,22 @@ def trains(words):
     return words[1] == "train" or words[1:3] == ["launch", "local"]
 
 
+def assert_serves(words, folder, environment):
+    """It listens, answers, and ends when it is told to."""
+    asked = {"cwd": folder, "env": environment, "text": True}
+    with subprocess.Popen([*words, "--port", "0"], stderr=subprocess.PIPE, **asked) as server:
+        said = ""
+        while "curl" not in said:
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        address = re.search(r"http://[0-9.:]+", said).group()
+        with urllib.request.urlopen(f"{address}/v1/models") as found:
+            assert [model["id"] for model in json.load(found)["data"]] == ["mine", "mine:task"]
+        server.terminate()
+        assert server.wait(30) == 0
+
+
 def test_every_pomona_command_of_the_readme_works(tmp_path):
     (tmp_path / "texts").mkdir()
     for i in range(60):
@@ -55,6 +72,9 @@ def test_every_pomona_command_of_the_readme_works(tmp_path):
         words = [sys.executable, "-m", "pomona.cli.main", *words[1:]]
         words += SHORT if trains(words[2:]) else BRIEF if words[3] in GO_ON else []
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        if words[3] == "serve":
+            assert_serves(words, tmp_path, environment)
+            continue
         asked = {"input": "hello\n", "capture_output": True, "text": True, "timeout": 300}  # `chat` reads it
         done = subprocess.run(words, cwd=tmp_path, env=environment, **asked)
         assert done.returncode == 0, line + "\n" + done.stderr

@@ -17,6 +17,7 @@ from pomona.core.files import write_json
 from pomona.core.run_folder import RunFolder, read_config
 from pomona.data.prepare import prepare
 from pomona.data.tokenizer import MODEL_FILE
+from pomona.export.device import export_device
 from pomona.model.config import Execution
 from pomona.model.decoder import parameter_specs
 from pomona.model.spec import initialize
@@ -45,6 +46,14 @@ def write_palettized(path):
     settings = Settings(bits=4.0, weights="none")
     palettize_run(Path(path).with_name("dense"), Path(path), settings, None, lambda text: None)
     return read_palettes(RunFolder(path).palettes, read_config(RunFolder(path), Run).architecture)
+
+
+def write_device_file(folder, cache):
+    """A palettized run with both widths in a folder, and its device file."""
+    write_dense(folder / "dense", cache)
+    palettize_run(folder / "dense", folder / "small", Settings(3.5, "free", "none"), None, lambda text: None)
+    export_device(folder / "small", folder / "small.pom")
+    return folder / "small", folder / "small.pom"
 
 
 def unpack(palettized):

@@ -13,10 +13,10 @@ from compress_runs import ALL_AXES, killed_at, masks, start
 from pomona.compress.prune import masks_run, prune
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, read_config
-from pomona.infer.generate import advance, empty_cache
 from pomona.metrics.records import read_records
 from pomona.model.config import resolve
 from pomona.model.decoder import parameter_specs
+from pomona.model.objective import TokenBatch, hidden_states
 from pomona.model.spec import map_specs
 from pomona.parallel.config import MeshConfig
 from pomona.train.config import Run
@@ -46,10 +46,13 @@ def pruned(parent, tmp_path_factory):
 
 
 def logits(model, tokens_BT):
-    cache = empty_cache(model.run.architecture, jnp.zeros(len(tokens_BT), jnp.int32), tokens_BT.shape[1])
+    """[B, T, V] by the training path."""
+    ones, places = jnp.ones_like(tokens_BT), jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    batch = TokenBatch(tokens_BT, tokens_BT, ones, places)
     execution = resolve(model.run.execution, "cpu")
-    step = jax.jit(lambda p, t, c: advance(p, t, c, model.run.architecture, execution, model.stage.rope_base)[0])
-    return step(jax.device_put(model.params, jax.devices()[0]), tokens_BT, cache)
+    run = jax.jit(lambda p, b: hidden_states(p, b, model.run.architecture, execution, model.stage.rope_base))
+    params = jax.device_put(model.params, jax.devices()[0])
+    return run(params, batch) @ params.embedding.T
 
 
 def test_the_pruned_model_is_the_hard_masked_parent(pruned, parent):

@@ -6,22 +6,19 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))  # small_palettes.py is a module of the tests there
-from small_palettes import write_dense
-
-from pomona.compress.palettize import Settings, palettize_run
-from pomona.export.device import export_device
+from small_palettes import write_device_file
 
 
 @pytest.fixture(scope="session")
-def palettized(cache, tmp_path_factory):
-    path = tmp_path_factory.mktemp("device")
-    write_dense(path / "dense", cache)
-    palettize_run(path / "dense", path / "small", Settings(3.5, "free", "none"), None, lambda text: None)
-    return path / "small"
+def both(cache, tmp_path_factory):
+    return write_device_file(tmp_path_factory.mktemp("device"), cache)
 
 
 @pytest.fixture(scope="session")
-def pom(palettized):
-    target = palettized.with_suffix(".pom")
-    export_device(palettized, target)
-    return target
+def palettized(both):
+    return both[0]
+
+
+@pytest.fixture(scope="session")
+def pom(both):
+    return both[1]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pomona.core.errors import UserError
-from pomona.infer.generate import advance, empty_cache, generate
+from pomona.infer.generate import generate
+from pomona.infer.sample import choices
+from pomona.infer.slots import Setting, Slots, _hidden, _logits
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, hidden_states
@@ -40,18 +42,72 @@ def whole(params, tokens, length=24):
     return np.asarray(whole_logits(params, batch))[: len(tokens)]
 
 
+def slots_of(params, execution, count=3, context=40, **options):
+    return Slots(params, Setting(ARCHITECTURE, execution, ROPE_BASE), count, context, **options)
+
+
+step = jax.jit(lambda *given: _hidden(*given[:5], *given[5:]), static_argnums=(5, 6))
+
+
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
 def test_every_step_has_the_logits_of_the_whole_sequence(params, layers):
     tokens = np.random.default_rng(0).integers(0, 97, 20).tolist()
     expected, execution = whole(params, tokens), resolve(Execution(layers=layers), "cpu")
-    cache = empty_cache(ARCHITECTURE, jnp.zeros(1, jnp.int32), 24)
-    step, first = jax.jit(advance, static_argnums=(3, 4, 5)), 0
+    slots, first = slots_of(params, execution), 0
+    cache, slot = slots.cache, jnp.asarray([1])
     for width in (7, 1, 1, 4, 1, 6):  # a prompt, then single steps and longer pieces
         piece = jnp.asarray([tokens[first : first + width]])
-        logits, cache = step(params, piece, cache, ARCHITECTURE, execution, ROPE_BASE)
+        hidden, cache = step(slots.params, piece, slot, jnp.asarray([first]), cache, slots.setting, 32)
+        logits = _logits(slots.params, hidden[0])
+        np.testing.assert_allclose(logits, expected[first : first + width], atol=1e-5)
         first += width
-        np.testing.assert_allclose(logits[0], expected[first - 1], atol=1e-5)
-    assert int(cache.used) == 20
+
+
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+def test_a_slot_that_waits_is_left_as_it_is(params, layers):
+    slots = slots_of(params, resolve(Execution(layers=layers), "cpu"))
+    wanted = slots.wanted(choices([GREEDY], [0]), [-1])
+    said = [int(slots.read(slot, 0, prompt, wanted).drawn.token[0]) for slot, prompt in enumerate(PROMPTS)]
+    before = jax.tree.map(np.asarray, slots.cache)
+    every = slots.wanted(choices([GREEDY] * 3, [0] * 3), [-1] * 3)
+    slots.decode([0, said[1], 0], [40, len(PROMPTS[1]), 40], every, 4)
+    axis = 0 if layers == "unrolled" else 1
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(slots.cache)):
+        old, new = np.moveaxis(old, axis, 0), np.moveaxis(np.asarray(new), axis, 0)
+        assert np.array_equal(old[0], new[0]) and np.array_equal(old[2], new[2])
+        assert not np.array_equal(old[1], new[1])
+
+
+def test_the_slot_of_another_can_be_copied(params):
+    slots = slots_of(params, resolve(Execution(), "cpu"))
+    wanted = slots.wanted(choices([GREEDY], [0]), [-1])
+    alone = int(slots.read(0, 0, PROMPTS[0], wanted).drawn.token[0])
+    slots.copy(0, 2)
+    assert int(slots.read(2, 6, PROMPTS[0][6:], wanted).drawn.token[0]) == alone
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_the_training_path(params):
+    tokens = np.random.default_rng(0).integers(0, 97, 20).tolist()
+    exact = jax.nn.log_softmax(whole(params, tokens))
+    slots = slots_of(params, resolve(Execution(), "cpu"))
+    wanted = slots.wanted(choices([GREEDY], [0]), [-1], tell=True)
+    for first, last in ((0, 9), (9, 20)):
+        found = slots.read(0, first, tokens[first:last], wanted, tokens[first + 1 : last + 1])
+        own = np.asarray(found.prompt.own_B)[: last - first]
+        follows = [*tokens, 0][first + 1 : last + 1]
+        np.testing.assert_allclose(own, exact[np.arange(first, last), follows], atol=1e-5)
+        np.testing.assert_array_equal(found.prompt.tokens_BC[: last - first, 0], exact[first:last].argmax(-1))
+    np.testing.assert_allclose(found.drawn.likely.own_B[0], exact[-1].max(), atol=1e-5)
+
+
+def test_a_mask_forbids(params):
+    slots = slots_of(params, resolve(Execution(), "cpu"))
+    allowed = np.zeros(128, bool)
+    allowed[[3, 40, 96]] = True
+    masks = np.packbits(allowed, bitorder="little").view(np.int32)[None]
+    logits = whole(params, PROMPTS[0])[-1]
+    wanted = slots.wanted(choices([GREEDY], [0]), [-1], masks=masks)
+    assert int(slots.read(0, 0, PROMPTS[0], wanted).drawn.token[0]) == max((3, 40, 96), key=lambda i: logits[i])
 
 
 def run(params, prompts=PROMPTS, **changes):
@@ -80,6 +136,16 @@ def test_a_stop_token_ends_its_sequence_alone_and_is_left_out(params):
     assert len(cut[0]) <= 4 and max(map(len, cut)) == 12
 
 
+def test_pieces_of_a_prompt_and_steps_of_a_dispatch_do_not_show(params, monkeypatch):
+    long = [np.random.default_rng(1).integers(0, 97, 70).tolist(), *PROMPTS]
+    hot = Sampling(1.0, 20)
+    expected = [run(params, long), run(params, long, sampling=hot, seed=2)]
+    for chunk, steps in ((16, 1), (20, 5), (64, 12)):
+        monkeypatch.setattr("pomona.infer.generate.CHUNK", chunk)
+        monkeypatch.setattr("pomona.infer.generate.STEPS", steps)
+        assert [run(params, long), run(params, long, sampling=hot, seed=2)] == expected
+
+
 def test_the_seed_decides_the_sample(params):
     hot = Sampling(temperature=1.0)
     assert run(params, sampling=hot, seed=1) == run(params, sampling=hot, seed=1)
@@ -87,13 +153,13 @@ def test_the_seed_decides_the_sample(params):
     assert run(params, sampling=Sampling(temperature=5.0, top_k=1)) == run(params)
 
 
-def test_a_bfloat16_cache_changes_little(params):
-    execution = dataclasses.replace(resolve(Execution(), "cpu"), compute_dtype="bfloat16")
-    cache = empty_cache(ARCHITECTURE, jnp.zeros(1, jnp.int32), 8, jnp.bfloat16)
-    step = jax.jit(advance, static_argnums=(3, 4, 5))
-    logits, cache = step(params, jnp.asarray([PROMPTS[0]]), cache, ARCHITECTURE, execution, ROPE_BASE)
-    assert cache.keys.dtype == jnp.bfloat16
-    assert np.abs(np.asarray(logits[0]) - whole(params, PROMPTS[0])[-1]).max() < 0.3
+def test_bfloat16_changes_little(params):
+    slots = slots_of(params, dataclasses.replace(resolve(Execution(), "cpu"), compute_dtype="bfloat16"))
+    wanted = slots.wanted(choices([GREEDY], [0]), [-1], tell=True)
+    found = slots.read(0, 0, PROMPTS[0], wanted)
+    assert slots.cache.keys[0].dtype == jnp.bfloat16 == slots.params.layers[0].ffn.gate.dtype
+    exact = jax.nn.log_softmax(whole(params, PROMPTS[0])[-1])
+    assert np.abs(np.asarray(found.drawn.likely.others_BC[0]) - exact[found.drawn.likely.tokens_BC[0]]).max() < 0.3
 
 
 def test_nothing_is_asked_for_and_nothing_comes(params):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomona.infer.cache import Int8, attend, empty_cache, quantize
-from pomona.infer.generate import advance, generate
+from pomona.infer.cache import Int8, Seen, attend, empty_cache, quantize
+from pomona.infer.generate import generate
+from pomona.infer.slots import Setting, _hidden, _logits
 from pomona.model.config import Architecture, Execution, resolve
 from pomona.model.decoder import parameter_specs
 from pomona.model.sampling import Sampling
@@ -42,7 +43,11 @@ def test_attention_is_that_over_the_numbers_the_cache_holds():
     q, k, v = numbers(2, 3, 4, 16, seed=1) / 4, numbers(2, 7, 2, 16, seed=2) / 4, numbers(2, 7, 2, 16, seed=3)
     visible = np.tril(np.ones((3, 7), bool), 4)[None].repeat(2, 0)
     keys, values = quantize(jnp.asarray(k)), quantize(jnp.asarray(v))
-    out = attend(jnp.asarray(q), keys, values, jnp.asarray(visible))
+    cut = lambda x, part: jax.tree.map(lambda leaf: leaf[:, part], x)
+    parts = [
+        Seen(cut(keys, part), cut(values, part), jnp.asarray(visible[..., part])) for part in (slice(4), slice(4, 7))
+    ]
+    out = attend(jnp.asarray(q), *parts)
     k, v = (np.asarray(x.integers, np.float64) * np.asarray(x.scales, np.float64)[..., None] for x in (keys, values))
     for b in range(2):
         for n in range(4):
@@ -57,19 +62,20 @@ def test_logits_move_by_no_more_than_rounding_the_cache_can_move_them(params):
     """The bound is measured, not chosen: the float cache with each number moved by half its step, in random ways."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 97, (2, 20)))
     execution = resolve(Execution(layers="scanned"), "cpu")
-    step = jax.jit(advance, static_argnums=(3, 4, 5))
+    setting = Setting(ARCHITECTURE, execution, 1e4)
+    step = jax.jit(lambda tokens, first, cache: _hidden(params, tokens, None, first, cache, setting, 24))
 
     def last(dtype, shake=None):
-        cache = empty_cache(ARCHITECTURE, jnp.zeros(2, jnp.int32), 24, dtype)
-        _, cache = step(params, tokens[:, :19], cache, ARCHITECTURE, execution, 1e4)
+        cache = empty_cache(ARCHITECTURE, 2, 24, dtype, "scanned")
+        _, cache = step(tokens[:, :19], jnp.zeros(2, jnp.int32), cache)
         if shake is not None:
             cache = shake(cache)
-        logits, cache = step(params, tokens[:, 19:], cache, ARCHITECTURE, execution, 1e4)
-        return np.asarray(logits), cache
+        hidden, cache = step(tokens[:, 19:], jnp.full(2, 19), cache)
+        return np.asarray(_logits(params, hidden[:, -1])), cache
 
     exact, _ = last(jnp.float32)
     rounded, cache = last(jnp.int8)
-    assert isinstance(cache.keys, Int8) and cache.keys.integers.dtype == jnp.int8 and int(cache.used) == 20
+    assert isinstance(cache.keys, Int8) and cache.keys.integers.dtype == jnp.int8
 
     def shaker(seed):
         rng = np.random.default_rng(seed)
@@ -78,7 +84,7 @@ def test_logits_move_by_no_more_than_rounding_the_cache_can_move_them(params):
             half = np.abs(x).max(axis=-1, keepdims=True) / 254
             return x + half * rng.choice([-1, 1], x.shape).astype(np.float32)
 
-        return lambda cache: cache.__class__(moved(cache.keys), moved(cache.values), cache.used, cache.padding)
+        return lambda cache: cache.__class__(moved(cache.keys), moved(cache.values))
 
     worst = max(np.abs(last(jnp.float32, shaker(seed))[0] - exact).max() for seed in range(4))
     moved = np.abs(rounded - exact).max()
@@ -89,14 +95,15 @@ def test_it_generates_and_takes_a_quarter_of_the_memory(params):
     options = {"rope_base": 1e4, "max_tokens": 8, "sampling": Sampling(temperature=0)}
     prompts = [[1, 5, 9, 60], [1, 70]]
     rounded = generate(params, prompts, ARCHITECTURE, EXECUTION, cache_dtype="int8", **options)
-    cache = empty_cache(ARCHITECTURE, jnp.zeros(1, jnp.int32), 12, jnp.int8)
-    step, tokens = jax.jit(advance, static_argnums=(3, 4, 5)), prompts[0]
-    for expected in rounded[0]:
-        logits, cache = step(params, jnp.asarray([tokens]), cache, ARCHITECTURE, EXECUTION, 1e4)
-        tokens = [int(np.argmax(logits[0]))]
+    cache = empty_cache(ARCHITECTURE, 1, 12, jnp.int8, "unrolled")
+    tokens, first = prompts[0], 0
+    for expected in rounded[0]:  # token by token, in place of several in a dispatch
+        setting = Setting(ARCHITECTURE, EXECUTION, 1e4)
+        hidden, cache = _hidden(params, jnp.asarray([tokens]), None, jnp.asarray([first]), cache, setting, 12)
+        first, tokens = first + len(tokens), [int(np.argmax(_logits(params, hidden[0, -1])))]
         assert tokens == [expected]
     sizes = [
-        sum(x.nbytes for x in jax.tree.leaves(empty_cache(ARCHITECTURE, jnp.zeros(2, jnp.int32), 64, dtype)))
+        sum(x.nbytes for x in jax.tree.leaves(empty_cache(ARCHITECTURE, 2, 64, dtype, "scanned")))
         for dtype in (jnp.float32, jnp.int8)
     ]
     assert sizes[1] / sizes[0] == pytest.approx(1 / 4 + 1 / 16, abs=0.01), "four bytes a scale for 16 numbers"

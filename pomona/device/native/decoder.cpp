@@ -62,7 +62,7 @@ struct PomonaEngine {
     std::vector<Run> runs;                                     // of this chunk
     int rows = 0;
     std::vector<const Run *> run_of;                           // [C]
-    std::vector<int> wanted;                                   // rows whose logits are asked for
+    std::vector<int> wanted, felt;                             // rows whose logits, or hidden states, are asked for
     std::vector<double> frequencies;                           // [H / 2]
     float *cos, *sin;                                          // [C][H / 2]
     float *x, *normed, *query, *key, *value, *attended, *gate, *up, *hidden;  // [C][...]
@@ -310,12 +310,14 @@ struct PomonaEngine {
     void gather(const PomonaPart *&part, const PomonaPart *end, int &begin) {
         runs.clear();
         wanted.clear();
+        felt.clear();
         rows = 0;
         while (part < end && rows < CHUNK) {
             const int count = std::min(CHUNK - rows, part->count - begin);
             runs.push_back({part, begin, rows, count, part->sequence->length});
             for (int i = 0; i < count; i++)
-                if (part->every || begin + i + 1 == part->count) wanted.push_back(rows + i);
+                if (part->wanted == POMONA_HIDDEN) felt.push_back(rows + i);
+                else if (part->wanted == POMONA_EVERY || begin + i + 1 == part->count) wanted.push_back(rows + i);
             part->sequence->length += count;
             rows += count;
             begin += count;
@@ -325,7 +327,7 @@ struct PomonaEngine {
             for (int i = 0; i < run.count; i++) run_of[(size_t)(run.row + i)] = &run;
     }
 
-    void advance(const PomonaPart *part, int count, float *logits) {
+    void advance(const PomonaPart *part, int count, float *logits, float *states) {
         const PomonaPart *end = part + count;
         for (int begin = 0; part < end;) {
             gather(part, end, begin);
@@ -336,6 +338,8 @@ struct PomonaEngine {
             });
             for (size_t i = 0; i < wanted.size(); i++, logits += a.vocab_size)
                 std::memcpy(logits, hidden + (int64_t)i * model.embedding.outputs, sizeof(float) * (size_t)a.vocab_size);
+            for (size_t i = 0; i < felt.size(); i++, states += a.model_dim)
+                with.rms_norm(x + (int64_t)felt[i] * a.model_dim, model.final_norm, a.norm_epsilon, a.model_dim, states);
         }
     }
 };
@@ -366,8 +370,8 @@ PomonaSequence *pomona_sequence(PomonaEngine *engine, int32_t context) {
 
 void pomona_close_sequence(PomonaSequence *sequence) { delete sequence; }
 
-void pomona_advance(PomonaEngine *engine, const PomonaPart *parts, int32_t count, float *logits) {
-    engine->advance(parts, count, logits);
+void pomona_advance(PomonaEngine *engine, const PomonaPart *parts, int32_t count, float *logits, float *hidden) {
+    engine->advance(parts, count, logits, hidden);
 }
 
 void pomona_forget(PomonaSequence *sequence, int32_t length) {

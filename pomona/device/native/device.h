@@ -54,13 +54,16 @@ typedef struct {
 typedef struct PomonaEngine PomonaEngine;
 typedef struct PomonaSequence PomonaSequence;
 
+/* Logits after the last token, logits after each, or the last hidden state of each, [model_dim]. */
+enum { POMONA_LAST, POMONA_EVERY, POMONA_HIDDEN };
+
 /* Tokens that come next in a sequence. */
 typedef struct {
     PomonaSequence *sequence;
     const PomonaAdapterLayer *adapter; /* all layers; null for the bare model */
     const int32_t *tokens;
     int32_t count;
-    int32_t every; /* logits after each token, not only after the last */
+    int32_t wanted; /* POMONA_LAST, POMONA_EVERY or POMONA_HIDDEN */
 } PomonaPart;
 
 /* The names of the instruction sets that this processor runs, best first, separated by commas. */
@@ -76,8 +79,8 @@ PomonaSequence *pomona_sequence(PomonaEngine *, int32_t context);
 void pomona_close_sequence(PomonaSequence *);
 
 /* Runs the tokens of several sequences, each of which is named once, and has room for them. Writes logits [vocab_size]
- * for every row that is asked for, in the order of the parts. */
-void pomona_advance(PomonaEngine *, const PomonaPart *parts, int32_t count, float *logits);
+ * and hidden states for all rows that are asked for, in the order of the parts. */
+void pomona_advance(PomonaEngine *, const PomonaPart *parts, int32_t count, float *logits, float *hidden);
 
 /* Forgets all tokens after the first `length`. */
 void pomona_forget(PomonaSequence *, int32_t length);

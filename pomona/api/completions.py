@@ -1,0 +1,116 @@
+"""POST /v1/completions and /v1/embeddings."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from pomona.api import forms
+from pomona.api.answers import Piece, pieces, whole
+from pomona.api.keys import Principal
+from pomona.api.service import Service
+from pomona.api.wire import CompletionRequest, EmbeddingRequest, check, prompts, stops
+from pomona.serve.messages import Submit
+
+DEFAULT_TOKENS = 16
+
+
+class Completion:
+    """A request that has been checked, and its orders: all choices of the first prompt, then of the next."""
+
+    def __init__(self, service: Service, request: CompletionRequest, who: Principal) -> None:
+        """Raises `ApiError` for what cannot be served."""
+        check(request)
+        service.adapter(request.model)
+        self.service, self.request, self.stops = service, request, stops(request)
+        given = prompts(request.prompt, "prompt")
+        self.begun = [isinstance(prompt, str) for prompt in given]  # those that got a begin token from us
+        self.tokens = [service.encode(prompt) for prompt in given]
+        most = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        self.each = request.n or 1
+        self.orders: list[Submit] = []
+        for tokens in self.tokens:
+            room = service.room(tokens, most)
+            for number in range(self.each):
+                echo = bool(request.echo) and request.logprobs is not None
+                order = service.order(request, who, tokens, room, number, logprobs=request.logprobs, echo=echo)
+                self.orders.append(order)
+        service.admit(len(self.orders))
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+        found = await whole(self.service, self.orders, self.stops)
+        choices = [self._choice(piece, True) for piece in found]
+        answer = forms.head("text_completion", "cmpl", self.request.model) | {"choices": choices}
+        return answer | {"usage": forms.usage_of(found, list(map(len, self.tokens)))}
+
+    async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer as it comes."""
+        head, seen = (
+            forms.head("text_completion", "cmpl", self.request.model),
+            [Piece(i) for i in range(len(self.orders))],
+        )
+        begun: set[int] = set()
+        async with contextlib.aclosing(pieces(self.service, self.orders, self.stops)) as coming:
+            async for piece in coming:
+                own = seen[piece.index]
+                own.prompted, own.tokens = own.prompted or piece.prompted, piece.tokens
+                if piece.text or piece.reason or (piece.prompted and self.request.echo):
+                    first = piece.index not in begun
+                    begun.add(piece.index)
+                    piece.prompted = own.prompted
+                    yield head | {"choices": [self._choice(piece, first)]}
+        if self.request.stream_options and self.request.stream_options.include_usage:
+            yield head | {"choices": [], "usage": forms.usage_of(seen, list(map(len, self.tokens)))}
+
+    def _choice(self, piece: Piece, first: bool) -> dict[str, Any]:
+        """One choice; what is echoed comes with the first of its pieces."""
+        request, tokenizer = self.request, self.service.tokenizer
+        prompt = self.tokens[piece.index // self.each]
+        echoed = tokenizer.decode(prompt) if request.echo and first else ""
+        logprobs = None
+        if request.logprobs is not None:
+            ids, likely = [entry.token for entry in piece.entries], [entry.likely for entry in piece.entries]
+            if echoed and piece.prompted:
+                before = [None, *piece.prompted.likely]
+                skip = int(self.begun[piece.index // self.each])
+                ids, likely = prompt[skip:] + ids, before[skip:] + likely
+            logprobs = forms.plain_logprobs(tokenizer, ids, likely)
+        text = echoed + piece.text
+        return {"index": piece.index, "text": text, "logprobs": logprobs, "finish_reason": piece.reason}
+
+
+async def embeddings(service: Service, request: EmbeddingRequest, who: Principal) -> dict[str, Any]:
+    """The mean of a text's last hidden states, of length 1."""
+    from pomona.api.errors import ApiError
+
+    if request.dimensions is not None:
+        raise ApiError(400, "dimensions is not supported by this model.", "unsupported_parameter", "dimensions")
+    adapter, given = (
+        service.adapter(request.model),
+        [service.encode(each, "input") for each in prompts(request.input, "input")],
+    )
+    for tokens in given:
+        service.room(tokens, 0)
+    service.admit(len(given))
+    principal = f"{who.name}/{request.user or ''}"
+    orders = [
+        Submit(0, tokens, 0, embed=True, adapter=adapter, principal=principal, priority=who.priority)
+        for tokens in given
+    ]
+    found = await whole(service, orders, ())
+    data = [
+        {"object": "embedding", "index": i, "embedding": forms.embedding(_vector(piece), request.encoding_format)}
+        for i, piece in enumerate(found)
+    ]
+    count = sum(map(len, given))
+    return {
+        "object": "list",
+        "data": data,
+        "model": request.model,
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+    }
+
+
+def _vector(piece: Piece) -> Sequence[float]:
+    assert piece.prompted is not None, "an engine tells of a prompt before its end"
+    return piece.prompted.embedding

@@ -1,0 +1,127 @@
+"""The engine's own process: orders come in on a socket, events go out. What breaks here breaks no connection to a user.
+
+python -m pomona.serve.process FD
+"""
+
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pomona.core.errors import UserError
+from pomona.data.tokenizer import Tokenizer, load_tokenizer
+from pomona.serve.backend import Backend
+from pomona.serve.engine import Engine
+from pomona.serve.grammar import Grammars
+from pomona.serve.messages import Event, Ready, Refused, Start, framed, read_order
+
+STATS_SECONDS = 0.5
+
+
+def build(start: Start) -> tuple[Backend, Tokenizer]:
+    """The backend of a model, and its tokenizer.
+
+    Raises:
+        UserError: it cannot be served.
+    """
+    adapters = {name: Path(path) for name, path in start.adapters.items()}
+    sizes: dict[str, Any] = {"slots": start.slots, "context": start.context}
+    if start.chunk:
+        sizes["chunk"] = start.chunk
+    if start.model == "mock":
+        from pomona.serve.mock_backend import MockBackend
+
+        options = dict(start.mock)
+        tokenizer = load_tokenizer(Path(options.pop("tokenizer")))
+        if start.draws:
+            sizes["draws"] = start.draws
+        return MockBackend(tokenizer.vocab_size, adapters=tuple(adapters), **sizes, **options), tokenizer
+    if Path(start.model).is_file():
+        from pomona.serve.device_backend import DeviceBackend
+
+        device = DeviceBackend(
+            Path(start.model), adapters, threads=start.threads, instruction_set=start.instruction_set, **sizes
+        )
+        return device, device.tokenizer
+    from pomona.serve.jax_backend import JaxBackend
+
+    if start.draws:
+        sizes["draws"] = start.draws
+    jax = JaxBackend(Path(start.model), start.step, adapters, cache=start.cache, **sizes)
+    return jax, jax.tokenizer
+
+
+def serve(connection: socket.socket) -> None:
+    """Runs an engine until the other end closes."""
+    began = time.monotonic()
+    stream = connection.makefile("rb")
+    start = read_order(stream)
+    try:
+        backend, tokenizer = build(start)
+        backend.warm()
+    except UserError as error:
+        connection.sendall(framed(Refused(error.what, error.rule, error.fix)))
+        return
+    ready = Ready(backend.slots, backend.context, backend.device, backend.memory_bytes, time.monotonic() - began)
+    connection.sendall(framed(ready))
+    out: list[Event] = []
+    engine = Engine(backend, out.append, Grammars(tokenizer), start.keep_prefixes)
+    _run(engine, out, connection, _orders(stream))
+
+
+def _orders(stream: Any) -> "queue.SimpleQueue[Any]":
+    """What comes in, read by a thread; None at the end."""
+    orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        order: Any = True
+        while order is not None:
+            order = read_order(stream)
+            orders.put(order)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return orders
+
+
+def _run(engine: Engine, out: list[Event], connection: socket.socket, orders: "queue.SimpleQueue[Any]") -> None:
+    told = -1.0
+    while True:
+        while engine.idle or not orders.empty():
+            if engine.idle and told >= 0:
+                _tell(connection, [engine.stats()])
+                told = -1.0
+            order = orders.get()
+            if order is None:
+                return
+            engine.receive(order)
+            if engine.idle:  # refused at once
+                _tell(connection, out)
+        engine.step()
+        if time.monotonic() - told > STATS_SECONDS:
+            told = time.monotonic()
+            out.append(engine.stats())
+        _tell(connection, out)
+
+
+def _tell(connection: socket.socket, events: list[Event]) -> None:
+    if events:
+        connection.sendall(b"".join(map(framed, events)))
+        events.clear()
+
+
+def main() -> None:
+    """Serves on the socket whose number is the argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all; the server decides
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        serve(connection)
+    except (BrokenPipeError, ConnectionResetError):  # the server is gone
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The engine's process as the server sees it: starts it, starts it again when it dies, brings events to who waits."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from pomona.core.errors import UserError
+from pomona.serve.messages import Cancel, Finished, Ready, Refused, Start, Stats, Submit, event_of, framed, size_of
+
+LOST = "the engine has stopped; it is being started again"
+LONGEST_PAUSE_SECONDS = 30.0
+SOUND_SECONDS = 60.0
+"""An engine that ran for so long is started again at once."""
+
+
+_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pomona" / "compiled"
+COMPILED = {"JAX_COMPILATION_CACHE_DIR": str(_FOLDER), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+"""What one start has compiled, the next one reads; where the user has said nothing else."""
+
+
+class Unavailable(Exception):
+    """The engine does not run at the moment."""
+
+
+class Remote:
+    """One engine in a process of its own, for one event loop."""
+
+    def __init__(self, start: Start) -> None:
+        self.start_order = start
+        self.ready: Ready | None = None
+        """None while it does not run."""
+        self.stats = Stats(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+        self.restarts = 0
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Queue[Any]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._waiting)
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> Ready:
+        """Starts the process and waits until it computes.
+
+        Raises:
+            UserError: it cannot serve this.
+        """
+        reader = await self._launch()
+        ready = await self._greeting(reader)
+        self._keeper = asyncio.create_task(self._keep(reader))
+        return ready
+
+    async def stop(self) -> None:
+        """Ends the process; requests that have not ended are told so."""
+        if self._keeper:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._lose("the server is stopping")
+        await self._close()
+
+    async def events(self, order: Submit) -> AsyncGenerator[Any, None]:
+        """Submits a request under an id of our own and brings its events, `Finished` last; whoever stops listening
+        cancels it.
+
+        Raises:
+            Unavailable: the engine does not run.
+        """
+        if self._writer is None or self.ready is None:
+            raise Unavailable(LOST)
+        id = next(self._ids)
+        own: asyncio.Queue[Any] = asyncio.Queue()
+        self._waiting[id] = own
+        fields = {name: getattr(order, name) for name in order.__struct_fields__} | {"id": id}
+        self._writer.write(framed(Submit(**fields)))
+        ended = False
+        try:
+            while not ended:
+                event = await own.get()
+                ended = isinstance(event, Finished)
+                yield event
+        finally:
+            self._waiting.pop(id, None)
+            if not ended and self._writer is not None:
+                self._writer.write(framed(Cancel(id)))
+
+    async def _launch(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pomona.serve.process",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr,
+                env=COMPILED | os.environ,
+            )
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._writer.write(framed(self.start_order))
+        return reader
+
+    async def _greeting(self, reader: asyncio.StreamReader) -> Ready:
+        try:
+            event = await _next(reader)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            await self._close()
+            raise UserError(
+                f"the engine ended before it could serve {self.start_order.model}.",
+                "what it said last stands above.",
+                "the same with fewer --slots or a smaller --context, if it was memory.",
+            ) from error
+        if isinstance(event, Refused):
+            await self._close()
+            raise UserError(event.what, event.rule, event.fix)
+        self.ready = event
+        return event
+
+    async def _keep(self, reader: asyncio.StreamReader) -> None:
+        """Brings events while the process lives, and starts another when it dies."""
+        pause = 0.0
+        while True:
+            began = time.monotonic()
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    self._bring(await _next(reader))
+            self._lose(LOST)
+            await self._close()
+            pause = 0.0 if time.monotonic() - began > SOUND_SECONDS else min(LONGEST_PAUSE_SECONDS, 2 * pause + 0.1)
+            while self.ready is None:
+                await asyncio.sleep(pause)
+                self.restarts += 1
+                with contextlib.suppress(UserError):
+                    reader = await self._launch()
+                    await self._greeting(reader)
+                pause = min(LONGEST_PAUSE_SECONDS, 2 * pause + 0.1)
+
+    def _bring(self, event: Any) -> None:
+        if isinstance(event, Stats):
+            self.stats = event
+        elif event.id in self._waiting:
+            self._waiting[event.id].put_nowait(event)
+
+    def _lose(self, why: str) -> None:
+        self.ready = None
+        for id, own in self._waiting.items():
+            own.put_nowait(Finished(id, "lost", why))
+
+    async def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), 5)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def _next(reader: asyncio.StreamReader) -> Any:
+    size = size_of(await reader.readexactly(4))
+    return event_of(await reader.readexactly(size))

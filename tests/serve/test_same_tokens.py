@@ -1,0 +1,197 @@
+"""What a request gets does not depend on what else is computed: on three engines, the same tokens as alone."""
+
+import dataclasses
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from pomona.serve.grammar import json_grammar
+from pomona.serve.messages import Cancel, Submit
+
+SIZES = {"slots": 3, "context": 128, "chunk": 32, "draws": 4}
+KINDS = ["mock", "device", "jax"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def backend(kind, build):
+    return build(kind, **SIZES)
+
+
+def prompt(seed, length):
+    return [1, *np.random.default_rng(seed).integers(3, 400, length - 1).tolist()]
+
+
+def order(id, length=20, max_tokens=14, seed=None, **more):
+    """Every second one is greedy; the others have filters of all kinds."""
+    tastes = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.5, "top_k": 20}]
+    return Submit(id, prompt(id if seed is None else seed, length), max_tokens, seed=7 * id, **(tastes[id % 4] | more))
+
+
+def changed(order, **changes):
+    return msgspec.structs.replace(order, **changes)
+
+
+@pytest.fixture(scope="module")
+def alone(backend, talk):
+    """alone(order): its tokens with nobody else there, and nothing kept."""
+
+    def of(one):
+        other = talk(backend, keep_prefixes=False)
+        return other.ask(one).run().said(one.id)
+
+    return of
+
+
+def test_in_a_crowd_that_comes_and_goes(backend, talk, alone):
+    orders = [order(i, 5 + 13 * i % 70, 6 + 5 * i % 20, adapter=[None, "red", "blue"][i % 3]) for i in range(10)]
+    busy = talk(backend)
+    for i, one in enumerate(orders):
+        busy.ask(one).run(1 + i % 3)
+        if i in (4, 7):
+            busy.ask(Cancel(i - 1))
+    busy.run()
+    expected = {one.id: alone(one) for one in orders}
+    assert len({tuple(tokens) for tokens in expected.values()}) == 10, "the same everywhere would hide mistakes"
+    for one in orders:
+        said = busy.said(one.id)
+        if one.id in (3, 6):
+            assert said == expected[one.id][: len(said)]
+        else:
+            assert said == expected[one.id], one.id
+            assert busy.ending(one.id).reason in ("length", "stop")
+
+
+def test_with_other_chunks_and_draws(kind, build, talk, alone):
+    orders = [order(20 + i, 30 + 17 * i, 15) for i in range(3)]
+    expected = [alone(one) for one in orders]
+    for chunk, draws in ((7, 1), (100, 5)) if kind != "jax" else ((16, 3),):
+        other = talk(build(kind, slots=2, context=128, chunk=chunk, draws=draws)).ask(*orders).run()
+        assert [other.said(one.id) for one in orders] == expected
+
+
+def test_with_what_is_kept_of_others(backend, talk, alone):
+    first = order(30, 60, 10)
+    longer = changed(first, id=31, tokens=first.tokens + alone(first) + prompt(5, 9))
+    shorter = changed(first, id=32, tokens=first.tokens[:41] + prompt(6, 12))
+    again = changed(first, id=33)
+    with_adapter = changed(first, id=34, adapter="red")
+    of_another = changed(first, id=35, principal="someone else")
+    keeping = talk(backend)
+    cached = {}
+    for one in (first, longer, shorter, again, with_adapter, of_another):
+        keeping.ask(one).run()
+        assert keeping.said(one.id) == alone(one), one.id
+        cached[one.id] = keeping.prompted(one.id).cached
+    assert cached[30] == 0 and cached[31] >= 60 and cached[32] == 41 and cached[33] >= 41
+    assert cached[34] == 0 and cached[35] == 0, "neither another adapter's nor another's"
+
+
+def test_with_a_copy_of_what_is_being_computed(kind, backend, talk, alone):
+    if not backend.copies:
+        pytest.skip("this engine copies nothing")
+    first = order(40, 70, 20)
+    second = changed(first, id=41, tokens=first.tokens[:50] + prompt(3, 8))
+    both = talk(backend).ask(first).run(4).ask(second).run()
+    assert both.prompted(41).cached == 50
+    assert both.said(40) == alone(first) and both.said(41) == alone(second)
+
+
+def test_put_back_for_a_higher_priority_and_taken_up_again(backend, talk, alone):
+    low = [order(50 + i, 25, 24, principal=str(i)) for i in range(3)]
+    high = [order(60 + i, 15, 8, priority=1) for i in range(2)]
+    busy = talk(backend).ask(*low).run(4).ask(*high).run(3).ask(changed(high[0], id=64)).run()
+    assert busy.engine.preempted >= 2
+    for one in (*low, *high):
+        assert busy.said(one.id) == alone(one)
+    ends = [event.id for event in busy.events if type(event).__name__ == "Finished"]
+    assert set(ends[:2]) == {60, 61}, "who came later is done first"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "size": {"type": "integer", "maximum": 99}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+
+
+def test_under_a_grammar_beside_one_without(backend, talk, alone, tokenizer):
+    bound = [order(70 + i, 12, 60, grammar=json_grammar(SCHEMA)) for i in range(2)]
+    free = order(74, 30, 20)
+    busy = talk(backend).ask(free, *bound).run()
+    assert busy.said(74) == alone(free)
+    for one in bound:
+        said = busy.said(one.id)
+        assert said == alone(one)
+        found = json.loads(tokenizer.decode(said))
+        assert list(found) == ["name", "size"] and found["size"] <= 99 and busy.ending(one.id).reason == "stop"
+
+
+def test_what_is_told_of_tokens(backend, talk, alone):
+    """Own log-probabilities are among the most likely where the draw was greedy; nothing is told where nobody asks."""
+    asked, plain = order(80, 20, 9, logprobs=5), order(82, 20, 9)
+    busy = talk(backend).ask(asked, plain).run()
+    told = busy.likely(80)
+    assert len(told) == len(busy.said(80)) and not busy.likely(82)
+    for token, one in zip(busy.said(80), told):
+        assert one.tokens[0] == token and one.logprob == one.logprobs[0] and len(one.tokens) == 5
+        assert sorted(one.logprobs, reverse=True) == one.logprobs
+    assert busy.said(80) == alone(changed(asked, logprobs=None))
+
+
+def test_a_prompt_is_told_of_in_pieces_as_in_one(backend, talk):
+    whole = Submit(90, prompt(1, 70), 2, echo=True, logprobs=2)
+    busy = talk(backend).ask(order(91, 50, 20), whole).run()
+    told = busy.prompted(90).likely
+    assert len(told) == 69 and len(busy.said(90)) == 2
+    other = talk(backend).ask(Submit(92, whole.tokens[:40], 0, echo=True, logprobs=2)).run()
+    for one, same in zip(other.prompted(92).likely, told):
+        assert one.tokens == same.tokens and one.logprob == pytest.approx(same.logprob, abs=1e-4)
+    assert other.ending(92).reason == "length" and not other.said(92)
+
+
+def test_the_mean_of_hidden_states(backend, talk):
+    text = Submit(95, prompt(2, 50), 0, embed=True)
+    one = talk(backend).ask(text).run().prompted(95).embedding
+    other = talk(backend).ask(order(96, 60, 5), text).run().prompted(95).embedding
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert np.abs(one).max() > 0
+
+
+def test_to_the_end_of_the_context(backend, talk, alone):
+    full = order(100, 120, 50)
+    busy = talk(backend).ask(full, order(101, 10, 12)).run()
+    assert len(busy.said(100)) == 8 and busy.ending(100).reason == "length" and busy.said(100) == alone(full)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"tokens": []}, "no tokens"),
+        ({"tokens": [1, 400]}, "does not have"),
+        ({"tokens": [1] * 128}, "the context is 128"),
+        ({"adapter": "green"}, "no adapter 'green'"),
+    ],
+)
+def test_what_cannot_be_computed_fails_alone(backend, talk, alone, change, text):
+    good = order(110)
+    busy = talk(backend).ask(changed(good, id=111, **change), good).run()
+    assert busy.ending(111).reason == "failed" and text in busy.ending(111).text
+    assert busy.said(110) == alone(good)
+
+
+def test_nothing_is_left_behind(backend, talk):
+    busy = talk(backend)
+    for i in range(12):
+        busy.ask(order(120 + i, 10 + 5 * i, 10))
+    busy.run(5)
+    busy.ask(*(Cancel(120 + i) for i in range(12)))
+    assert busy.engine.idle and not busy.engine.scheduler.running and not busy.engine.scheduler.waiting
+    assert dataclasses.asdict(busy.engine.held[0])["tokens"] is not None
