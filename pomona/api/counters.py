@@ -53,6 +53,8 @@ class _Engine(Collector):
         counts = {
             "dispatches": ("Steps of the engine.", stats.dispatches),
             "preempted": ("Sequences that gave up their slot for a higher priority.", stats.preempted),
+            "guessed": ("Tokens that were guessed.", stats.guessed),
+            "guessed_right": ("Guesses that were right.", stats.guessed_right),
             "compiled": ("Programs compiled after warming up.", stats.compiled),
             "engine_restarts": ("Times the engine was started again.", self.remote.restarts),
             "engine_busy_seconds": ("Time in which the engine had work.", stats.busy_seconds),

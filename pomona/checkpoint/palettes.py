@@ -33,7 +33,7 @@ from pomona.model.config import NORMS, PROJECTIONS, Architecture
 from pomona.model.decoder import Attention, Decoder, FeedForward, Layer, parameter_specs
 from pomona.model.projection import matrix_shape
 from pomona.model.spec import Spec
-from pomona.ops.palette import BALANCED, GROUP, Palettized, pack_nibbles
+from pomona.ops.palette import BALANCED, GROUP, Palettized, narrow_rows, pack_nibbles
 
 FORMAT = 1
 NAME = "palettes.json"
@@ -98,13 +98,8 @@ def write_palette(folder: Path, name: str, palette: Palette) -> Written:
 
 def write_rest(folder: Path, params: Decoder) -> Written:
     """Writes the embedding, as int8 with a scale a row, and the norms, as they are."""
-    embedding_VD = np.asarray(params.embedding, np.float32)
-    scales = np.abs(embedding_VD).max(axis=1) / np.float32(127)
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    arrays = {"embedding": np.empty(embedding_VD.shape, np.int8), "embedding_scales": scales}
-    for first in range(0, len(scales), 4096):  # a part at a time, since the table may be the largest tensor
-        rows = slice(first, first + 4096)
-        arrays["embedding"][rows] = np.rint(embedding_VD[rows] * inverse[rows, None])
+    integers_VD, scales_V = narrow_rows(np.asarray(params.embedding, np.float32))
+    arrays = {"embedding": integers_VD, "embedding_scales": scales_V}
     arrays |= {name: np.asarray(attrgetter(name)(params.layers), np.float32) for name in NORMS}
     arrays["final_norm"] = np.asarray(params.final_norm, np.float32)
     parameters = sum(array.size for name, array in arrays.items() if name != "embedding_scales")

@@ -75,7 +75,7 @@ def _check(options: Export) -> None:
         rule = "this is for --format " + " or ".join(name for name, types in DTYPES.items() if options.dtype in types)
     if options.pad_ffn and not options.format.startswith("gguf"):
         given, rule = "--pad-ffn", "this is for --format gguf"
-    if options.step is not None and options.format in ("pomona", "coreml"):
+    if options.step is not None and options.format == "coreml":
         given, rule = f"--step {options.step}", "what it holds are a run's palettes"
     if options.context != CONTEXT and options.format != "coreml":
         given, rule = f"--context {options.context}", "this is for --format coreml"
@@ -87,7 +87,7 @@ def _device(options: Export) -> None:
     output = options.output or options.run.with_name(options.run.name + ".pom")
     from pomona.export.device import export_device
 
-    told = export_device(options.run, output)
+    told = export_device(options.run, output, options.step)
     print(f"written to {output}: {told['bytes'] / 1e6:,.1f} MB, {told['bits_per_weight']:.2f} bits a linear weight")
     print(f'next: pomona generate {output} "def main():"')
 

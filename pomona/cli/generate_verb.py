@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pomona.cli.parse import parse, print_stdout
+from pomona.cli.parse import parse, print_stdout, refuse
 from pomona.core.errors import UserError
 from pomona.core.run_folder import RunFolder, append_line
 
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Generate, arguments, "generate")
     if options.run.is_file():
         return _on_device(options)
-    _refuse(options, ("threads", "instruction_set", "speculate"), "a run folder", "this is for a device file")
+    refuse(options, ("threads", "instruction_set", "speculate"), "a run folder", "this is for a device file.")
     import jax
 
     from pomona.data.stream import until_stop
@@ -62,9 +62,11 @@ def run(arguments: list[str]) -> None:
     from pomona.infer.generate import generate
     from pomona.model.config import resolve
     from pomona.model.sampling import Sampling
-    from pomona.train.load import load_model
+    from pomona.train.load import load_adapted
 
-    model, chosen = _with_adapters(options) if options.adapter else (load_model(options.run, options.step), None)
+    folders = list(dict.fromkeys(options.adapter))
+    model = load_adapted(options.run, options.step, folders)
+    chosen = [folders.index(folder) for folder in _each_adapter(options) if folder]
     speak = lambda: generate(
         model.params,
         [[BEGIN, *model.tokenizer.encode(prompt)] for prompt in options.prompts],
@@ -92,7 +94,7 @@ def run(arguments: list[str]) -> None:
 
 def _on_device(options: Generate) -> None:
     """Prints the prompts with their continuations as the device runtime computes them, piece by piece."""
-    _refuse(options, ("step", "cache", "keep"), "a device file", "this is for a run folder")
+    refuse(options, ("step", "cache", "keep"), "a device file", "this is for a run folder.")
     from pomona.cli.device_options import drafter_of, open_model
     from pomona.model.sampling import Sampling
 
@@ -111,15 +113,6 @@ def _on_device(options: Generate) -> None:
         print_stdout("\n")
 
 
-def _refuse(options: Generate, names: tuple[str, ...], what: str, rule: str) -> None:
-    """Raises `UserError` where an option is given that `what` does not take."""
-    default = {field.name: field.default for field in dataclasses.fields(Generate)}
-    for name in names:
-        if getattr(options, name) != default[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} with {what}, {options.run}.", f"{rule}.", "leave it out.")
-
-
 def _each_adapter(options: Generate) -> tuple[Path | None, ...]:
     """One for each prompt.
 
@@ -135,24 +128,6 @@ def _each_adapter(options: Generate) -> tuple[Path | None, ...]:
             "--adapter FOLDER once, or once for each prompt.",
         )
     return options.adapter * (len(options.prompts) if len(options.adapter) == 1 else 1)
-
-
-def _with_adapters(options: Generate) -> tuple[Any, list[int]]:
-    """The base of the run with a bank of the adapters, and each prompt's own."""
-    each = _each_adapter(options)
-    from pomona.adapters.bank import attached, empty_bank, load
-    from pomona.adapters.bundle import read_bundle
-    from pomona.train.load import load_base
-
-    base, fingerprint = load_base(options.run, options.step)
-    architecture = base.run.architecture
-    folders = list(dict.fromkeys(options.adapter))
-    bundles = [read_bundle(folder, fingerprint, architecture) for folder in folders]
-    bank = empty_bank(architecture, len(bundles), max(bundle.rank for bundle in bundles))
-    for slot, bundle in enumerate(bundles):
-        bank = load(bank, slot, bundle)
-    choice = [folders.index(folder) for folder in each if folder]
-    return dataclasses.replace(base, params=attached(base.params, bank)), choice
 
 
 def _keep(options: Generate, step: int, texts: list[str], tokens_per_second: float, device: str) -> None:

@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -235,6 +235,14 @@ def _error(printed: str, verb: str) -> UserError:
         elif part.startswith("Perhaps you meant: "):
             fix = f"did you mean {part.removeprefix('Perhaps you meant: ')} Or: {fix}"
     return UserError(what if what.endswith(".") else what + ".", rule, fix)
+
+
+def refuse(options: Any, names: Iterable[str], what: str, rule: str) -> None:
+    """Raises `UserError` where an option is given that this kind of thing does not take."""
+    default = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in names:
+        if getattr(options, name) != default[name]:
+            raise UserError(f"--{name.replace('_', '-')} with {what}.", rule, "leave it out.")
 
 
 def print_stdout(text: str) -> None:

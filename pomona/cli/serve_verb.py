@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pomona.cli.parse import parse
+from pomona.cli.parse import parse, refuse
 from pomona.core.errors import UserError
 
 
@@ -48,6 +48,9 @@ class Serve:
     """Of a device file: the threads that compute; all that there are by default."""
     instruction_set: str = ""
     """Of a device file: as `pomona generate` has it."""
+    speculate: str = "none"
+    """lookup guesses what came before in a text; a device file guesses what this smaller model says. Several guesses
+    are checked at once, and what is said is the same with and without them."""
     private: bool = False
     """Nothing computed for one request serves another: how soon an answer begins then says nothing of other prompts."""
 
@@ -81,6 +84,7 @@ def run(arguments: list[str]) -> None:
         threads=options.threads,
         instruction_set=options.instruction_set,
         keep_prefixes=not options.private,
+        speculate=options.speculate,
     )
     template = read_template(options.chat_template, options.template_stop) if options.chat_template else Template()
     keys = read_keys(options.api_keys) if options.api_keys else Keys()
@@ -89,13 +93,11 @@ def run(arguments: list[str]) -> None:
 
 
 def _check(options: Serve) -> None:
-    device = options.model.is_file()
+    if options.model.is_file():
+        refuse(options, ("step", "cache", "draws"), "a device file", "this is for a run folder.")
+    else:
+        refuse(options, ("threads", "instruction_set"), "a run folder", "this is for a device file.")
     default = {field.name: field.default for field in dataclasses.fields(Serve)}
-    others = ("step", "cache", "draws") if device else ("threads", "instruction_set")
-    for name in others:
-        if getattr(options, name) != default[name]:
-            option, what = f"--{name.replace('_', '-')}", "a device file" if device else "a run folder"
-            raise UserError(f"{option} with {what}, {options.model}.", "it is for the other kind.", "leave it out.")
     for name, least in (("slots", 1), ("context", 0), ("waiting", 0), ("draws", 0), ("chunk", 0)):
         if getattr(options, name) < least:
             raise UserError(

@@ -60,7 +60,7 @@ def generate(
     done = lambda said: len(said) >= max_tokens or any(token in stop_tokens for token in said)
     while not all(map(done, out)):
         positions = [slots.context if done(said) else len(p) + len(said) - 1 for p, said in zip(prompts, out)]
-        drawn = slots.decode([said[-1] for said in out], positions, wanted, STEPS)
+        drawn = slots.decode([said[-1:] for said in out], positions, wanted, STEPS)
         for said, more, position in zip(out, drawn.token.T.tolist(), positions):
             if position < slots.context:
                 said += more

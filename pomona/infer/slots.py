@@ -142,7 +142,7 @@ def _choosing(params: Decoder, adapter_R: Array) -> Decoder:
 def decode(
     params: Decoder,
     cache: Cache,
-    token_B: jax.Array,
+    token_BT: jax.Array,
     position_B: jax.Array,
     wanted: Wanted,
     *,
@@ -150,16 +150,27 @@ def decode(
     span: int,
     steps: int,
 ) -> tuple[Drawn, Cache]:
-    """The next `steps` tokens of every slot; a slot whose position is S or beyond is left as it is.
+    """The next `steps` tokens of every slot, or the ones after each of T; a slot whose position is S or beyond is left
+    as it is.
 
     Args:
-        token_B, position_B: the last token of each, which is not in the cache yet, and its place.
-        span: columns that are looked at: every position is below `span - steps + 1`.
+        token_BT: the last token of each, which is not in the cache yet, and guesses after it, for one step.
+        position_B: the place of the first of them.
+        span: columns that are looked at: every position is below `span - steps - T + 2`.
 
     Returns:
-        Drawn of [steps, B], and the longer cache.
+        Drawn of [steps, B] or [T, B], and the longer cache.
     """
     params = _choosing(params, wanted.adapter_R)
+    B, T = token_BT.shape
+    if T > 1:
+        assert steps == 1, "guesses are for one step"
+        hidden_BTD, cache = _hidden(params, token_BT, None, position_B, cache, setting, span)
+        each = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), wanted.choices)
+        place_R = (position_B[:, None] + 1 + jnp.arange(T)).reshape(-1)
+        many = dataclasses.replace(wanted, choices=each, masked=False, mask_RW=jnp.repeat(wanted.mask_RW, T, axis=0))
+        drawn = _draw(_logits(params, hidden_BTD).reshape(B * T, -1), place_R, many)
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(B, T, *x.shape[1:]), 1, 0), drawn), cache
 
     def step(carry: tuple[jax.Array, jax.Array, Cache], _: None) -> tuple[Any, Drawn]:
         token_B, position_B, cache = carry
@@ -167,7 +178,7 @@ def decode(
         drawn = _draw(_logits(params, hidden_B1D[:, 0]), position_B + 1, wanted)
         return (drawn.token, position_B + 1, cache), drawn
 
-    (_, _, cache), drawn = jax.lax.scan(step, (token_B, position_B, cache), None, length=steps)
+    (_, _, cache), drawn = jax.lax.scan(step, (token_BT[:, 0], position_B, cache), None, length=steps)
     return drawn, cache
 
 
@@ -309,10 +320,11 @@ class Slots:
         )
         return found
 
-    def decode(self, tokens: Sequence[int], positions: Sequence[int], wanted: Wanted, steps: int) -> Drawn:
-        """The next tokens of all slots, [steps, B]; a slot at position `context` is left as it is."""
+    def decode(self, tokens: Sequence[Sequence[int]], positions: Sequence[int], wanted: Wanted, steps: int) -> Drawn:
+        """The next tokens of all slots, [steps, B], or [T, B] where each has T tokens: its last, and guesses after it.
+        A slot at position `context` is left as it is."""
         here = [position for position in positions if position < self.context]
-        span = next(span for span in self.spans if span >= max(here) + steps)
+        span = next((span for span in self.spans if span >= max(here) + steps), self.spans[-1])
         drawn, self.cache = decode(
             self.params,
             self.cache,

@@ -57,6 +57,17 @@ def unpack_nibbles(packed: Any) -> Any:
     return where.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
+def narrow_rows(weight_OI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest int8 of -127 to 127 and a float32 scale for every row; zeros keep the scale zero."""
+    scales_O = np.abs(weight_OI).max(axis=1).astype(np.float32) / np.float32(127)
+    inverse_O = np.divide(1, scales_O, out=np.zeros_like(scales_O), where=scales_O > 0)
+    integers_OI = np.empty(weight_OI.shape, np.int8)
+    for first in range(0, len(scales_O), 4096):  # a part at a time, since the embedding may be the largest tensor
+        rows = slice(first, first + 4096)
+        integers_OI[rows] = np.rint(weight_OI[rows] * inverse_O[rows, None])
+    return integers_OI, scales_O
+
+
 def is_balanced(tables: np.ndarray) -> bool:
     """Whether all tables [..., 16] are the balanced grid, and zeros beyond it."""
     grid = np.zeros(tables.shape[-1], tables.dtype)

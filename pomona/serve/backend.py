@@ -34,6 +34,8 @@ class Work:
     choice: Choice
     draws: int = 1
     """Tokens to draw after them, each following the one before; 0 where the prompt goes on."""
+    guesses: int = 0
+    """How many of the tokens, at their end, are guesses: a token is drawn after each, and after the one before them."""
     adapter: str | None = None
     mask: np.ndarray | None = None
     """int32 [V / 32, rounded up]: a bit for each token that may be drawn; for one draw."""
@@ -75,6 +77,10 @@ class Backend(Protocol):
     @property
     def draws(self) -> int:
         """Draws in one dispatch, where nothing asks for single ones."""
+
+    @property
+    def guesses(self) -> int:
+        """Guesses that are checked for a slot in one dispatch, at most; 0 where none are."""
 
     @property
     def adapters(self) -> Sequence[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from pomona.device.engine import DeviceModel, load
 from pomona.device.sample import draw
 from pomona.device.session import Part, kept_bytes
+from pomona.device.speculate import MOST
 from pomona.serve.backend import Result, Work, allowed, likely_of
 
 
@@ -16,6 +17,7 @@ class DeviceBackend:
 
     copies = False
     draws = 1
+    guesses = MOST
     compiled = 0
 
     def __init__(
@@ -58,7 +60,8 @@ class DeviceBackend:
                 self._using[work.slot] = work.adapter
             session.forget(work.position)
             assert session.length == work.position, "tokens are missing before these"
-            parts.append(Part(session, work.tokens, work.followed_by is not None, work.hidden))
+            every = work.followed_by is not None or work.guesses > 0
+            parts.append(Part(session, work.tokens, every, work.hidden))
         return [self._result(work, logits) for work, logits in zip(works, self._engine.advance(parts))]
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -73,8 +76,15 @@ class DeviceBackend:
             logits = logits[-1]
         if not work.draws:
             return Result([], [], prompt)
-        position = work.position + len(work.tokens)
-        open_V = logits if work.mask is None else np.where(allowed(work.mask, self.vocab_size), logits, -np.inf)
-        token = draw(open_V, work.choice.sampling, np.random.default_rng((work.choice.seed, position)))
-        told = [] if work.choice.logprobs is None else [likely_of(logits, token, count)]
-        return Result([token], told, prompt)
+        rows = logits if work.guesses else logits[None]
+        first = work.position + len(work.tokens) - work.guesses
+        tokens = [self._draw(work, row, first + number) for number, row in enumerate(rows)]
+        told = (
+            [] if work.choice.logprobs is None else [likely_of(row, token, count) for row, token in zip(rows, tokens)]
+        )
+        return Result(tokens, told, prompt)
+
+    def _draw(self, work: Work, logits_V: np.ndarray, position: int) -> int:
+        if work.mask is not None:
+            logits_V = np.where(allowed(work.mask, self.vocab_size), logits_V, -np.inf)
+        return draw(logits_V, work.choice.sampling, np.random.default_rng((work.choice.seed, position)))

@@ -16,6 +16,7 @@ from pomona.data.tokenizer import END
 from pomona.model.sampling import Sampling
 from pomona.serve.backend import Backend, Choice, Result, Work
 from pomona.serve.grammar import Follower, Grammars
+from pomona.serve.guess import Guesses
 from pomona.serve.messages import Cancel, Event, Finished, Likely, Order, Prompted, Said, Stats, Submit
 from pomona.serve.prefix import Held, place
 from pomona.serve.schedule import Scheduler
@@ -80,15 +81,17 @@ class Engine:
         tell: Callable[[Event], None],
         grammars: Grammars | None = None,
         keep_prefixes: bool = True,
+        guesses: Guesses | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             tell: where events go, in their order.
             keep_prefixes: without it nothing of one request serves another.
+            guesses: how texts may go on; none are made without it.
         """
         self.backend, self.tell, self.grammars = backend, tell, grammars
-        self.keep_prefixes, self.clock = keep_prefixes, clock
+        self.keep_prefixes, self.guesses, self.clock = keep_prefixes, guesses, clock
         self.scheduler: Scheduler[Active] = Scheduler(backend.slots, WAITING)
         self.held = [Held() for _ in range(backend.slots)]
         self.steps = self.preempted = 0
@@ -127,9 +130,11 @@ class Engine:
                 for work in works:
                     self._end(work.slot, "failed", error.what)
                 results = []
-            self.backend_seconds += self.clock() - before
-            for work, result in zip(works, results):
-                self._take(work, result)
+            seconds = self.clock() - before
+            self.backend_seconds += seconds
+            rights = [self._take(work, result) for work, result in zip(works, results)]
+            if self.guesses is not None and all(len(work.tokens) == 1 + work.guesses for work in works):
+                self.guesses.learn(len(works), [(w.guesses, right) for w, right in zip(works, rights)], seconds)
         self.steps += 1
         self.busy_seconds += self.clock() - began
 
@@ -143,6 +148,8 @@ class Engine:
             cached_tokens=c["cached"],
             said_tokens=c["said"],
             preempted=self.preempted,
+            guessed=self.guesses.guessed if self.guesses else 0,
+            guessed_right=self.guesses.right if self.guesses else 0,
             dispatches=self.steps,
             compiled=self.backend.compiled,
             busy_seconds=self.busy_seconds,
@@ -204,11 +211,13 @@ class Engine:
         drawing = [self.scheduler.running[slot] for slot in draws]
         single = bool(prompts) or any(active.follower for active in drawing)
         fits = all(active.total + self.backend.draws <= self.backend.context for active in drawing)
-        times = self.backend.draws if fits and not single else 1
-        works = [self._work(slot, 1, times) for slot in draws] + [self._work(slot, size, 1) for slot, size in prompts]
+        times = self.backend.draws if fits and not single and self.guesses is None else 1
+        count = 0 if single or self.guesses is None else self.guesses.count(len(draws))
+        works = [self._work(slot, 1, times, count) for slot in draws]
+        works += [self._work(slot, size, 1) for slot, size in prompts]
         return [work for work in works if work is not None]
 
-    def _work(self, slot: int, size: int, draws: int) -> Work | None:
+    def _work(self, slot: int, size: int, draws: int, guesses: int = 0) -> Work | None:
         active = self.scheduler.running[slot]
         first, last, order = active.computed, active.computed + size, active.order
         whole = last == active.total
@@ -220,22 +229,28 @@ class Engine:
                 self._end(slot, "failed", error.what)
                 return None
         prompt_left = first < len(order.tokens)
+        guessed: list[int] = []
+        if guesses and self.guesses is not None:
+            room = min(guesses, order.max_tokens - len(active.said) - 1, self.backend.context - last)
+            guessed = self.guesses.of(slot, active.tokens(0, active.total), room)
         return Work(
             slot,
             first,
-            active.tokens(first, last),
+            active.tokens(first, last) + guessed,
             active.choice,
             draws if whole and order.max_tokens else 0,
+            len(guessed),
             order.adapter,
             mask,
             active.tokens(first + 1, last + 1) if order.echo and prompt_left else None,
             order.embed,
         )
 
-    def _take(self, work: Work, result: Result) -> None:
-        """What came of a work, to who asked for it."""
+    def _take(self, work: Work, result: Result) -> int:
+        """What came of a work, to who asked for it; returns how many of its guesses were right."""
         active = self.scheduler.running[work.slot]
-        order, new = active.order, len(work.tokens)
+        order, new = active.order, len(work.tokens) - work.guesses
+        right = next((i for i in range(work.guesses) if result.tokens[i] != work.tokens[new + i]), work.guesses)
         in_prompt = max(0, min(new, len(order.tokens) - active.computed))
         active.computed += new
         self.counts["prompt"] += in_prompt
@@ -243,29 +258,31 @@ class Engine:
         if result.hidden is not None:
             active.hidden = result.hidden if active.hidden is None else active.hidden + result.hidden
         held = self.held[work.slot]
-        held.tokens += work.tokens
+        held.tokens += work.tokens[:new]
         held.used = self.steps
         self.scheduler.charge(order.principal, prompt=in_prompt)
         if active.computed < active.total:
-            return
+            return right
         if not active.told:
             active.told = True
             mean = [] if active.hidden is None else (active.hidden / len(order.tokens)).tolist()
             self.tell(Prompted(order.id, active.cached, active.likely, mean))
         if not order.max_tokens:
             self._end(work.slot, "length")
-            return
-        self._say(work.slot, active, result)
+            return right
+        said = result.tokens[: right + 1] if work.guesses else result.tokens
+        self._say(work.slot, active, said, result.likely)
+        return right
 
-    def _say(self, slot: int, active: Active, result: Result) -> None:
+    def _say(self, slot: int, active: Active, tokens: list[int], likely: list[Likely]) -> None:
         """Goes on by the tokens that were drawn, up to the first that ends the text."""
         order, before, reason = active.order, len(active.said), ""
         held, most = self.held[slot], min(order.max_tokens, self.backend.context - len(order.tokens))
-        for token in result.tokens:
+        for token in tokens:
             if token == END:
                 reason = "stop"
                 break
-            if active.said[before:]:  # all but the last drawn one have been computed in the same dispatch
+            if active.said[before:]:  # all but the last have been computed in the same dispatch
                 held.tokens.append(active.said[-1])
                 active.computed += 1
             active.said.append(token)
@@ -279,7 +296,7 @@ class Engine:
         self.counts["said"] += len(new)
         self.scheduler.charge(order.principal, said=len(new))
         if new:
-            self.tell(Said(order.id, new, result.likely[: len(new)]))
+            self.tell(Said(order.id, new, likely[: len(new)]))
         if reason:
             self._end(slot, reason)
 

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pomona.adapters.bank import NONE, attached, empty_bank, load
-from pomona.adapters.bundle import read_bundle
+from pomona.adapters.bank import NONE
 from pomona.infer.sample import Likely as Array
 from pomona.infer.sample import choices
 from pomona.infer.slots import Drawn, Setting, Slots, Wanted
@@ -16,7 +15,7 @@ from pomona.model.config import resolve
 from pomona.model.sampling import Sampling
 from pomona.serve.backend import Choice, Result, Work
 from pomona.serve.messages import Likely
-from pomona.train.load import load_base, load_model
+from pomona.train.load import load_adapted
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """What JAX tells its listeners each time that it compiles a program, or reads one that was compiled before."""
@@ -38,6 +37,7 @@ class JaxBackend:
         cache: str = "auto",
         chunk: int = 256,
         draws: int = 8,
+        guesses: int = 0,
     ) -> None:
         """
         Args:
@@ -48,21 +48,14 @@ class JaxBackend:
             UserError: as `load_model`, or an adapter of another base.
         """
         self.adapters = tuple(adapters or ())
-        model = load_model(run, step)
-        params = model.params
-        if adapters:
-            model, fingerprint = load_base(run, step)
-            bundles = [read_bundle(path, fingerprint, model.run.architecture) for path in adapters.values()]
-            bank = empty_bank(model.run.architecture, len(bundles), max(bundle.rank for bundle in bundles))
-            for slot, bundle in enumerate(bundles):
-                bank = load(bank, slot, bundle)
-            params = attached(model.params, bank)
+        model = load_adapted(run, step, list((adapters or {}).values()))
         platform = jax.default_backend()
         setting = Setting(model.run.architecture, resolve(model.run.execution, platform), model.stage.rope_base)
-        self.slots, self.context, self.chunk, self.draws = slots, context, chunk, draws
+        self.slots, self.context, self.chunk = slots, context, chunk
+        self.draws, self.guesses = draws if not guesses else 1, guesses
         self.vocab_size = model.run.architecture.vocab_size
         self.tokenizer = model.tokenizer
-        self._slots = Slots(params, setting, slots, context, "int8" if cache == "int8" else None, chunk)
+        self._slots = Slots(model.params, setting, slots, context, "int8" if cache == "int8" else None, chunk)
         self.device, self.memory_bytes = jax.devices()[0].device_kind, self._slots.nbytes
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
@@ -81,14 +74,17 @@ class JaxBackend:
                 self._slots.read(0, 0, [1] * chunk, one)
             for steps in {1, self.draws}:
                 places = [max(0, span - steps)] + [self.context] * (self.slots - 1)
-                self._slots.decode([1] * self.slots, places, all_, steps)
+                self._slots.decode([[1]] * self.slots, places, all_, steps)
+            if self.guesses:
+                places[0] = max(0, span - 1 - self.guesses)
+                self._slots.decode([[1] * (1 + self.guesses)] * self.slots, places, all_, 1)
         self._slots.read(0, 0, [1, 1], one, [1, 1])
         self._slots.copy(0, self.slots - 1)
         self.compiled = 0
 
     def run(self, works: Sequence[Work]) -> list[Result]:
         """Prompts one by one, then the next tokens of all slots in one dispatch; what comes back is waited for last."""
-        prompts = {work.slot: self._read(work) for work in works if len(work.tokens) > 1 or _whole(work)}
+        prompts = {work.slot: self._read(work) for work in works if len(work.tokens) > 1 + work.guesses or _whole(work)}
         steps = [work for work in works if work.slot not in prompts]
         drawn = self._decode(steps) if steps else None
         found = {slot: _result(work, jax.device_get(read)) for slot, (work, read) in prompts.items()}
@@ -105,12 +101,14 @@ class JaxBackend:
         return work, self._slots.read(work.slot, work.position, work.tokens, wanted, work.followed_by)
 
     def _decode(self, works: Sequence[Work]) -> Drawn:
-        tokens, places = [0] * self.slots, [self.context] * self.slots
+        width = 1 + self.guesses if any(work.guesses for work in works) else 1
+        tokens, places = [[0] * width] * self.slots, [self.context] * self.slots
         chosen: list[Choice] = [NOTHING] * self.slots
         adapters: list[str | None] = [None] * self.slots
         masks: list[np.ndarray | None] = [None] * self.slots
         for work in works:
-            tokens[work.slot], places[work.slot] = work.tokens[0], work.position
+            tokens[work.slot] = [*work.tokens, *[0] * (width - len(work.tokens))]
+            places[work.slot] = work.position
             chosen[work.slot], adapters[work.slot], masks[work.slot] = work.choice, work.adapter, work.mask
         return self._slots.decode(tokens, places, self._wanted(chosen, adapters, masks), works[0].draws)
 

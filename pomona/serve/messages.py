@@ -31,6 +31,8 @@ class Start(msgspec.Struct, tag="start", frozen=True, omit_defaults=True):
     threads: int | None = None
     instruction_set: str = ""
     keep_prefixes: bool = True
+    speculate: str = "none"
+    """What guesses tokens: `none`, `lookup`, or the path of a smaller device file."""
     mock: dict[str, Any] = {}
     """Of the mock: what `MockBackend` takes, and `tokenizer`, a folder."""
 
@@ -129,6 +131,8 @@ class Stats(msgspec.Struct, tag="stats", frozen=True):
     cached_tokens: int
     said_tokens: int
     preempted: int
+    guessed: int
+    guessed_right: int
     dispatches: int
     compiled: int
     """Programs that a request has made it compile; 0 after warming up."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pomona.data.tokenizer import END
 from pomona.serve.backend import Result, Work, allowed, likely_of
+from pomona.serve.messages import Likely
 
 FIRST_TEXT = 259
 """Ids before it are control tokens and bytes."""
@@ -37,7 +38,7 @@ class MockBackend:
         self.vocab_size, self.slots, self.context = vocab_size, slots, context
         self.chunk, self.draws, self.adapters = chunk, draws, tuple(adapters)
         self.step_seconds, self.end_every, self.crash_on = step_seconds, end_every, crash_on
-        self.device, self.memory_bytes, self.compiled, self.copies = "mock", 0, 0, True
+        self.device, self.memory_bytes, self.compiled, self.copies, self.guesses = "mock", 0, 0, True, 5
         self.kept: list[list[int]] = [[] for _ in range(slots)]
 
     def warm(self) -> None:
@@ -57,28 +58,33 @@ class MockBackend:
         assert len(kept) >= work.position, "tokens are missing before these"
         assert work.position + len(work.tokens) + max(0, work.draws - 1) <= self.context
         del kept[work.position :]
-        prompt = []
+        prompt: list[Likely] = []
+        said: list[int] = []
+        likely: list[Likely] = []
         for i, token in enumerate(work.tokens):
             if token == self.crash_on:
                 raise SystemExit(f"token {token}")
             kept.append(token)
+            if len(work.tokens) - work.guesses <= i + 1 < len(work.tokens):
+                self._say(kept, work, said, likely)
             if work.followed_by is not None and i < len(work.followed_by):
                 logits = self._logits(kept, work)
                 prompt.append(likely_of(logits, work.followed_by[i], work.choice.logprobs or 0))
-        said: list[int] = []
-        likely = []
         for number in range(work.draws):
             if number:
                 kept.append(said[-1])
-            said.append(self._draw(kept, work))
-            if work.choice.logprobs is not None:
-                likely.append(likely_of(self._logits(kept, work), said[-1], work.choice.logprobs))
+            self._say(kept, work, said, likely)
         hidden = np.ones(8, np.float32) * sum(work.tokens) if work.hidden else None
         return Result(said, likely, prompt, hidden)
 
+    def _say(self, kept: list[int], work: Work, said: list[int], likely: list[Likely]) -> None:
+        said.append(self._draw(kept, work))
+        if work.choice.logprobs is not None:
+            likely.append(likely_of(self._logits(kept, work), said[-1], work.choice.logprobs))
+
     def _number(self, kept: list[int], work: Work) -> int:
         seed = work.choice.seed if work.choice.sampling.temperature else 0
-        return hash((tuple(kept[-8:]), len(kept), sum((work.adapter or "").encode()), seed))
+        return hash((tuple(kept), sum((work.adapter or "").encode()), seed))
 
     def _draw(self, kept: list[int], work: Work) -> int:
         number = self._number(kept, work)

@@ -17,9 +17,12 @@ from pomona.data.tokenizer import Tokenizer, load_tokenizer
 from pomona.serve.backend import Backend
 from pomona.serve.engine import Engine
 from pomona.serve.grammar import Grammars
+from pomona.serve.guess import Guesses, drafter_of
 from pomona.serve.messages import Event, Ready, Refused, Start, framed, read_order
 
 STATS_SECONDS = 0.5
+GUESSES = 4
+"""Guesses for a sequence in one dispatch under JAX, where their number is compiled in."""
 
 
 def build(start: Start) -> tuple[Backend, Tokenizer]:
@@ -51,6 +54,7 @@ def build(start: Start) -> tuple[Backend, Tokenizer]:
 
     if start.draws:
         sizes["draws"] = start.draws
+    sizes["guesses"] = GUESSES if start.speculate != "none" else 0
     jax = JaxBackend(Path(start.model), start.step, adapters, cache=start.cache, **sizes)
     return jax, jax.tokenizer
 
@@ -62,6 +66,7 @@ def serve(connection: socket.socket) -> None:
     start = read_order(stream)
     try:
         backend, tokenizer = build(start)
+        drafter = drafter_of(start.speculate, tokenizer, start.context)
         backend.warm()
     except UserError as error:
         connection.sendall(framed(Refused(error.what, error.rule, error.fix)))
@@ -69,7 +74,8 @@ def serve(connection: socket.socket) -> None:
     ready = Ready(backend.slots, backend.context, backend.device, backend.memory_bytes, time.monotonic() - began)
     connection.sendall(framed(ready))
     out: list[Event] = []
-    engine = Engine(backend, out.append, Grammars(tokenizer), start.keep_prefixes)
+    guesses = Guesses(drafter, backend.slots, backend.guesses) if drafter and backend.guesses else None
+    engine = Engine(backend, out.append, Grammars(tokenizer), start.keep_prefixes, guesses)
     _run(engine, out, connection, _orders(stream))
 
 

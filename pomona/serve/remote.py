@@ -36,7 +36,7 @@ class Remote:
         self.start_order = start
         self.ready: Ready | None = None
         """None while it does not run."""
-        self.stats = Stats(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+        self.stats = Stats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
         self.restarts = 0
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[Any]] = {}

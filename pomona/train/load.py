@@ -1,11 +1,14 @@
 """A trained model out of its run folder."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from pomona.adapters.bank import attached, empty_bank, load
+from pomona.adapters.bundle import read_bundle
 from pomona.checkpoint.palettes import NAME, read_palettes
 from pomona.checkpoint.store import restore
 from pomona.core.errors import UserError
@@ -74,6 +77,23 @@ def load_base(path: Path, step: int | None = None) -> tuple[Model, str]:
         check_origin(origin)
         return load_model(Path(origin.run), origin.step), origin.fingerprint
     return load_model(path, step), origin_of(path, step).fingerprint
+
+
+def load_adapted(path: Path, step: int | None, folders: Sequence[Path]) -> Model:
+    """The model that adapters are put on, with a bank of these at hand, in their order; without any, `load_model`.
+
+    Raises:
+        UserError: as `load_base`, or an adapter of another base.
+    """
+    if not folders:
+        return load_model(path, step)
+    base, fingerprint = load_base(path, step)
+    architecture = base.run.architecture
+    bundles = [read_bundle(folder, fingerprint, architecture) for folder in folders]
+    bank = empty_bank(architecture, len(bundles), max(bundle.rank for bundle in bundles))
+    for slot, bundle in enumerate(bundles):
+        bank = load(bank, slot, bundle)
+    return dataclasses.replace(base, params=attached(base.params, bank))
 
 
 def _palettized(folder: RunFolder, run: Run, step: int | None) -> Model:

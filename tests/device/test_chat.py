@@ -7,9 +7,9 @@ import pytest
 
 from pomona.cli.main import main
 from pomona.core.errors import UserError
-from pomona.device.chat import Chat
 from pomona.device.engine import load
-from pomona.device.speculate import LookUp
+from pomona.device.speculate import LookUp, generate
+from pomona.infer.chat import Chat
 from pomona.model.sampling import Sampling
 
 GREEDY = Sampling(0.0)
@@ -22,7 +22,7 @@ def model(pom):
 
 def test_a_turn_continues_the_whole_text_and_recomputes_none_of_it(model, monkeypatch):
     session = model.open(300)
-    chat = Chat(model, session, "Q: {}\nA:", "Be brief.\n", GREEDY)
+    chat = Chat(model.tokenizer, session, "Q: {}\nA:", "Be brief.\n", GREEDY)
     first = "".join(chat.say("one", 10))
     expected = "".join(model.stream("Be brief.\nQ: one\nA:", 10, GREEDY, stops=("\nQ:",)))
     assert first == expected and chat.tokens == 10 and chat.seconds >= chat.first > 0
@@ -34,12 +34,14 @@ def test_a_turn_continues_the_whole_text_and_recomputes_none_of_it(model, monkey
     assert ran[0] < len(model.encode(text)) - len(model.encode("Be brief.\nQ: one\nA:")) + 3
     chat.forget()
     assert "".join(chat.say("one", 10)) == first
-    guessing = Chat(model, model.open(300), "Q: {}\nA:", "Be brief.\n", GREEDY, LookUp())
+    other = model.open(300)
+    speak = lambda rest, most, sampling, seed: generate(other, rest, LookUp(), most, sampling, seed)
+    guessing = Chat(model.tokenizer, other, "Q: {}\nA:", "Be brief.\n", GREEDY, speak)
     assert ["".join(guessing.say(said, 10)) for said in ("one", "two")] == [first, second]
 
 
 def test_the_oldest_turns_go_where_the_context_ends(model):
-    chat = Chat(model, model.open(100), "Q: {}\nA:", sampling=GREEDY)
+    chat = Chat(model.tokenizer, model.open(100), "Q: {}\nA:", sampling=GREEDY)
     for number in range(12):
         "".join(chat.say(f"this is number {number}", 6))
     assert 0 < chat.forgotten < 12 and chat.session.length <= 100
@@ -49,7 +51,7 @@ def test_the_oldest_turns_go_where_the_context_ends(model):
 
 
 def test_a_stopped_answer_is_what_was_said(model):
-    chat = Chat(model, model.open(300), sampling=GREEDY)
+    chat = Chat(model.tokenizer, model.open(300), sampling=GREEDY)
     answer = chat.say("hello", 40)
     said = next(answer) + next(answer)
     answer.close()

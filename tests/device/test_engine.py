@@ -212,11 +212,27 @@ def test_the_commands(palettized, tmp_path, capsys):
         (["generate", file, "a", "--keep"], "--keep with a device file"),
         (["generate", str(palettized), "a", "--threads", "2"], "--threads with a run folder"),
         (["export", str(palettized), "--format", "pomona", "--output", file], "exists already"),
-        (["export", str(palettized.with_name("dense")), "--format", "pomona"], "is not palettized"),
+        (["export", str(palettized), "--format", "pomona", "--step", "7", "--output", "new.pom"], "has no step 7"),
         (["export", str(palettized), "--format", "pomona", "--dtype", "bfloat16"], "--dtype bfloat16 with"),
     ):
         assert main(words) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_palettized_is_exported_at_8_bits(palettized, tmp_path):
+    """Beside JAX on the weights as they are: the distributions differ by rounding weights and vectors to 8 bits."""
+    dense, target = palettized.with_name("dense"), tmp_path / "dense.pom"
+    assert main(["export", str(dense), "--format", "pomona", "--output", str(target)]) == 0
+    found, source = load(target, check=True), load_model(dense)
+    assert {matrix.bits for matrix in found.file.matrices.values()} == {8} and found.file.about["bits_per_weight"] == 8
+    tokens = jnp.asarray([TOKENS])
+    batch = TokenBatch(tokens, tokens, jnp.ones_like(tokens), jnp.arange(len(TOKENS))[None])
+    execution = resolve(source.run.execution, "cpu")
+    hidden = jax.jit(lambda p, b: hidden_states(p, b, source.run.architecture, execution, source.stage.rope_base))
+    exact = jax.nn.log_softmax(hidden(source.params, batch)[0] @ source.params.embedding.T)
+    ours = jax.nn.log_softmax(found.open(len(TOKENS), 1).advance(TOKENS, every=True))
+    kl = jnp.sum(jnp.exp(exact) * (exact - ours), axis=-1)
+    assert 0 < float(kl.mean()) < 5e-4 and float(kl.max()) < 5e-3
 
 
 def test_an_adapter_alone_is_not_exported(palettized, tmp_path):

@@ -70,7 +70,7 @@ def test_a_slot_that_waits_is_left_as_it_is(params, layers):
     said = [int(slots.read(slot, 0, prompt, wanted).drawn.token[0]) for slot, prompt in enumerate(PROMPTS)]
     before = jax.tree.map(np.asarray, slots.cache)
     every = slots.wanted(choices([GREEDY] * 3, [0] * 3), [-1] * 3)
-    slots.decode([0, said[1], 0], [40, len(PROMPTS[1]), 40], every, 4)
+    slots.decode([[0], [said[1]], [0]], [40, len(PROMPTS[1]), 40], every, 4)
     axis = 0 if layers == "unrolled" else 1
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(slots.cache)):
         old, new = np.moveaxis(old, axis, 0), np.moveaxis(np.asarray(new), axis, 0)

@@ -7,7 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from pomona.device.speculate import Guess, LookUp
 from pomona.serve.grammar import json_grammar
+from pomona.serve.guess import Guesses
 from pomona.serve.messages import Cancel, Submit
 
 SIZES = {"slots": 3, "context": 128, "chunk": 32, "draws": 4}
@@ -134,6 +136,41 @@ def test_under_a_grammar_beside_one_without(backend, talk, alone, tokenizer):
         assert list(found) == ["name", "size"] and found["size"] <= 99 and busy.ending(one.id).reason == "stop"
 
 
+class Oracle:
+    """Knows what will be said, and is wrong now and then."""
+
+    def __init__(self, expected, wrong):
+        self.expected, self.rng, self.wrong = expected, np.random.default_rng(0), wrong
+
+    def guess(self, text, count):
+        whole = next((each for each in self.expected if each[: len(text)] == list(text)), [])
+        known = whole[len(text) : len(text) + count]
+        return [Guess(token if self.rng.random() > self.wrong else 5) for token in known]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
+def test_with_guesses(kind, build, talk, alone, wrong):
+    backend = build(kind, **SIZES, guesses=3) if kind == "jax" else build(kind, **SIZES)
+    orders = [order(130 + i, 20 + 9 * i, 40, adapter=[None, "red"][i % 2], logprobs=i or None) for i in range(5)]
+    bound = order(139, 12, 60, grammar=json_grammar(SCHEMA))
+    expected = {one.id: alone(one) for one in (*orders, bound)}
+    whole = [one.tokens + expected[one.id] for one in orders]
+    guesses = Guesses(lambda: Oracle(whole, wrong), backend.slots, backend.guesses)
+    busy = talk(backend, guesses=guesses).ask(*orders, bound).run()
+    for one in (*orders, bound):
+        assert busy.said(one.id) == expected[one.id], one.id
+        assert len(busy.likely(one.id)) == (len(busy.said(one.id)) if one.logprobs else 0)
+    assert guesses.guessed > 5
+    assert guesses.right == guesses.guessed if not wrong else guesses.right < guesses.guessed
+
+
+def test_with_guesses_of_what_came_before(kind, build, talk, alone):
+    backend = build(kind, **SIZES, guesses=3) if kind == "jax" else build(kind, **SIZES)
+    again = Submit(140, prompt(3, 12) * 4, 30)
+    busy = talk(backend, guesses=Guesses(LookUp, backend.slots, backend.guesses)).ask(again, order(141)).run()
+    assert busy.said(140) == alone(again) and busy.said(141) == alone(order(141))
+
+
 def test_what_is_told_of_tokens(backend, talk, alone):
     """Own log-probabilities are among the most likely where the draw was greedy; nothing is told where nobody asks."""
     asked, plain = order(80, 20, 9, logprobs=5), order(82, 20, 9)
@@ -166,9 +203,9 @@ def test_the_mean_of_hidden_states(backend, talk):
 
 
 def test_to_the_end_of_the_context(backend, talk, alone):
-    full = order(100, 120, 50)
-    busy = talk(backend).ask(full, order(101, 10, 12)).run()
-    assert len(busy.said(100)) == 8 and busy.ending(100).reason == "length" and busy.said(100) == alone(full)
+    full = order(108, 120, 50)
+    busy = talk(backend).ask(full, order(109, 10, 12)).run()
+    assert len(busy.said(108)) == 8 and busy.ending(108).reason == "length" and busy.said(108) == alone(full)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,36 @@
 """A conversation with a model, as one text that grows: what was said before stays computed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from pomona.core.errors import UserError
 from pomona.data.stream import stream_text
-from pomona.device.engine import DeviceModel
-from pomona.device.session import Session
-from pomona.device.speculate import Drafter, Pace, generate
+from pomona.data.tokenizer import BEGIN, Tokenizer
 from pomona.model.sampling import Sampling
 
 TURN = "User: {}\nAssistant:"
+
+
+class Speaker(Protocol):
+    """One sequence that a model computes: a slot, or a session of the device runtime."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it has room for."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that are kept."""
+
+    def keep(self, tokens: list[int]) -> list[int]:
+        """Keeps the beginning that a text shares with what is here; returns the rest of it, one token at least."""
+
+    def generate(self, tokens: list[int], max_tokens: int, sampling: Sampling | None, seed: int) -> Iterator[int]:
+        """The tokens that follow."""
+
+
+Speak = Callable[[list[int], int, Sampling | None, int], Iterator[int]]
 
 
 class Chat:
@@ -18,25 +38,26 @@ class Chat:
 
     def __init__(
         self,
-        model: DeviceModel,
-        session: Session,
+        tokenizer: Tokenizer,
+        session: Speaker,
         turn: str = TURN,
         system: str = "",
         sampling: Sampling | None = None,
-        drafter: Drafter | None = None,
+        speak: Speak | None = None,
     ) -> None:
         """
         Args:
             turn: how a turn reads, `{}` being what the user says; the model goes on after it.
             system: what comes before all turns, and is never forgotten.
+            speak: how the session goes on from tokens, where not by itself: with guesses, for one.
 
         Raises:
             UserError: a turn without `{}`.
         """
         if turn.count("{}") != 1:
             raise UserError(f"the turn {turn!r}.", "a turn has {} once, for what the user says.", f"--turn {TURN!r}")
-        self.model, self.session, self.turn, self.system = model, session, turn, system
-        self.sampling, self.drafter, self.pace = sampling, drafter, Pace()
+        self.tokenizer, self.session, self.turn, self.system = tokenizer, session, turn, system
+        self.sampling, self.speak = sampling, speak or session.generate
         self.turns: list[str] = []
         self.forgotten = 0
         """Turns that were left out of the last prompt."""
@@ -54,7 +75,7 @@ class Chat:
         prompt, began, answer = self._prompt(), time.perf_counter(), ""
         stop = "\n" + self.turn.partition("{}")[0].strip() if self.turn.partition("{}")[0].strip() else "\n"
         try:
-            for piece in stream_text(self.model.tokenizer, self._spoken(prompt, max_tokens, seed, began), (stop,)):
+            for piece in stream_text(self.tokenizer, self._spoken(prompt, max_tokens, seed, began), (stop,)):
                 answer += piece
                 yield piece
         finally:
@@ -68,7 +89,7 @@ class Chat:
         """The newest turns that fit, with room for an answer; raises where the last one does not."""
         room = self.session.context - min(64, self.session.context // 4)
         for first in range(len(self.turns)):
-            tokens = self.model.encode(self.system + "".join(self.turns[first:]))
+            tokens = [BEGIN, *self.tokenizer.encode(self.system + "".join(self.turns[first:]))]
             if len(tokens) <= room:
                 self.forgotten = first
                 return tokens
@@ -80,12 +101,7 @@ class Chat:
         )
 
     def _spoken(self, prompt: list[int], max_tokens: int, seed: int, began: float) -> Iterator[int]:
-        rest = self.session.keep(prompt)
-        if self.drafter is None:
-            tokens = self.session.generate(rest, max_tokens, self.sampling, seed)
-        else:
-            tokens = generate(self.session, rest, self.drafter, max_tokens, self.sampling, seed, self.pace)
-        for token in tokens:
+        for token in self.speak(self.session.keep(prompt), max_tokens, self.sampling, seed):
             self.tokens, self.seconds = self.tokens + 1, time.perf_counter() - began
             self.first = self.first or self.seconds
             yield token
