@@ -6,6 +6,7 @@ compiles nothing. Shapes: L layers, N slots, I inputs, O outputs, R rank, B sequ
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,14 @@ def empty_bank(architecture: Architecture, slots: int, rank: int, dtype: str = "
     specs = adapter_specs(architecture, rank)
     zeros = lambda spec: jnp.zeros((spec.shape[0], slots, *spec.shape[1:]), dtype)
     return Bank(map_specs(zeros, specs), jnp.zeros(slots, jnp.float32))
+
+
+def bank_axes(architecture: Architecture) -> Bank:
+    """The logical axes of a bank's arrays, as tuples: those of an adapter, with the slots between."""
+    axes = lambda spec: (spec.axes[0], None, *spec.axes[1:])
+    adapter: Any = map_specs(axes, adapter_specs(architecture, 1))
+    scales: Any = (None,)
+    return Bank(adapter, scales)
 
 
 def load(bank: Bank, slot: int, bundle: Bundle) -> Bank:

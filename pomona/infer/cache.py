@@ -9,6 +9,7 @@ head.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,11 @@ import jax.numpy as jnp
 
 from pomona.model.config import Architecture
 from pomona.ops.attention_reference import MASKED
+from pomona.parallel import rules
+
+KEPT = (None, None, "kv_heads", None)
+"""The logical axes of keys and values [B, S, K, H]; without the last those of their scales."""
+Where = Callable[[Sequence[str | None]], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -42,18 +48,24 @@ class Cache:
         return jax.tree.leaves(self.keys)[0].shape[1 if isinstance(self.keys, list) else 2]
 
 
-def empty_cache(architecture: Architecture, sequences: int, columns: int, dtype: Any, layers: str) -> Cache:
+def empty_cache(
+    architecture: Architecture, sequences: int, columns: int, dtype: Any, layers: str, where: Where | None = None
+) -> Cache:
     """A cache for so many sequences of so many tokens; int8 brings its scales.
 
     Args:
         layers: `scanned` or `unrolled`, as `Execution` has it.
+        where: the sharding of an array with some logical axes; JAX's default device without it.
     """
     a = architecture
     shape = (sequences, columns, a.num_kv_heads, a.head_dim)
 
     def empty(*first: int) -> Any:
-        numbers = jnp.zeros((*first, *shape), dtype)
-        return Int8(numbers, jnp.zeros(numbers.shape[:-1], jnp.float32)) if numbers.dtype == jnp.int8 else numbers
+        place = lambda axes: where((*(None for _ in first), *axes)) if where else None
+        numbers = jnp.zeros((*first, *shape), dtype, device=place(KEPT))
+        if numbers.dtype != jnp.int8:
+            return numbers
+        return Int8(numbers, jnp.zeros(numbers.shape[:-1], jnp.float32, device=place(KEPT[:-1])))
 
     # Buffers of their own, since each is donated.
     side = lambda: [empty() for _ in range(a.num_layers)] if layers == "unrolled" else empty(a.num_layers)
@@ -73,11 +85,20 @@ def write(old: Any, new: Any, sequence_B: jax.Array, first_B: jax.Array) -> Any:
         new: stacked over layers, [L, B, T, K, H]. What would lie beyond the last column is left out.
     """
     T = jax.tree.leaves(new)[0].shape[2]
-    rows_BT, columns_BT = sequence_B[:, None], first_B[:, None] + jnp.arange(T)
-    put = lambda o, n: o.at[rows_BT, columns_BT].set(n, mode="drop", unique_indices=True)
+    row, numbers = (None,), [sequence_B, first_B]
+
+    def put(o: jax.Array, n: jax.Array, sequence_B: jax.Array, first_B: jax.Array) -> jax.Array:
+        place = sequence_B[:, None], first_B[:, None] + jnp.arange(T)
+        return o.at[place].set(n, mode="drop", unique_indices=True)
+
     if isinstance(old, list):
-        return [jax.tree.map(lambda o, n, i=i: put(o, n[i]), layer, new) for i, layer in enumerate(old)]
-    return jax.tree.map(jax.vmap(put), old, new)
+        axes = lambda x: KEPT[: x.ndim]
+        one = lambda o, n: rules.on_shards(put, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
+        return [jax.tree.map(lambda o, n, i=i: one(o, n[i]), layer, new) for i, layer in enumerate(old)]
+    stacked = jax.vmap(put, in_axes=(0, 0, None, None))
+    axes = lambda x: ("layers", *KEPT[: x.ndim - 1])
+    one = lambda o, n: rules.on_shards(stacked, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
+    return jax.tree.map(one, old, new)
 
 
 def quantize(x: jax.Array) -> Int8:

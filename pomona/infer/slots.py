@@ -7,7 +7,9 @@ Shapes: B slots, T tokens of this call, R sequences of this call, S cache column
 vocabulary, C most likely tokens, W words of 32 bits.
 """
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,14 +17,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from pomona.infer.cache import Cache, Seen, attend, empty_cache, kept, write
+from pomona.core.errors import UserError
+from pomona.infer.cache import KEPT, Cache, Seen, attend, empty_cache, kept, write
 from pomona.infer.sample import Array, Choices, Likely, likely, sample
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, embed, parameter_specs, run_layers
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted
 from pomona.ops.palette import Palettized
+from pomona.parallel import rules
+from pomona.parallel.config import shards
 
 MOST_LIKELY = 20
 """Tokens that are told with log-probabilities, as many as OpenAI's interface has at most."""
@@ -81,34 +87,44 @@ def _hidden(
     """
     architecture, execution, rope_base = setting
     R, T = tokens_RT.shape
-    before_RTS = jnp.broadcast_to((jnp.arange(span) < first_R[:, None])[:, None], (R, T, span))
-    among_RTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (R, T, T))
-
-    def rows(x: jax.Array) -> jax.Array:
-        return x[:, :span] if slot_R is None else jax.lax.dynamic_slice_in_dim(x, slot_R[0], 1, axis=0)[:, :span]
+    every = slot_R is None
+    sequence_R = jnp.arange(R) if slot_R is None else slot_R
 
     def attend_slots(q_RTNH: jax.Array, k_RTKH: jax.Array, v_RTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        old_keys, old_values = state
-        new = kept(old_keys, k_RTKH), kept(old_values, v_RTKH)
-        old = Seen(jax.tree.map(rows, old_keys), jax.tree.map(rows, old_values), before_RTS)
-        return attend(q_RTNH, old, Seen(*new, among_RTT)), new
+        leaves, structure = jax.tree.flatten(state)
+        kept_axes = [KEPT[: leaf.ndim] for leaf in leaves]
+        heads = (None, None, "heads", None)
 
-    assert slot_R is None or R == 1, "one slot, or all"
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, slot_R: jax.Array, first_R: jax.Array, *leaves: Any) -> Any:
+            old = jax.tree.unflatten(structure, leaves)
+            new = kept(old[0], k), kept(old[1], v)
+            rows = lambda x: (x if every else jax.lax.dynamic_slice_in_dim(x, slot_R[0], 1, axis=0))[:, :span]
+            before_RTS = jnp.broadcast_to((jnp.arange(span) < first_R[:, None])[:, None], (R, T, span))
+            among_RTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (R, T, T))
+            keys, values = jax.tree.map(rows, old)
+            return attend(q, Seen(keys, values, before_RTS), Seen(*new, among_RTT)), *jax.tree.leaves(new)
+
+        taken = [heads, KEPT, KEPT, (None,), (None,), *kept_axes]
+        run = rules.on_shards(local, taken, [heads, *kept_axes])
+        out_RTNH, *new = run(q_RTNH, k_RTKH, v_RTKH, sequence_R, first_R, *leaves)
+        return out_RTNH, jax.tree.unflatten(structure, new)
+
+    assert every or R == 1, "one slot, or all"
     x_RTD = embed(params, tokens_RT, jnp.dtype(execution.compute_dtype))
     state = list(zip(cache.keys, cache.values)) if isinstance(cache.keys, list) else (cache.keys, cache.values)
     positions_RT = first_R[:, None] + jnp.arange(T)
     hidden_RTD, (keys, values) = run_layers(
         params, x_RTD, positions_RT, attend_slots, state, architecture, execution, rope_base
     )
-    sequence_R = jnp.arange(R) if slot_R is None else slot_R
     put = lambda old, new: write(old, new, sequence_R, first_R)
     return hidden_RTD, Cache(put(cache.keys, keys), put(cache.values, values))
 
 
 def _logits(params: Decoder, hidden: jax.Array) -> jax.Array:
-    """float32 [..., V]."""
-    table_VD = params.embedding.astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table_VD, preferred_element_type=jnp.float32)
+    """float32 [..., V], whole on every device."""
+    rows_RD, table_VD = hidden.reshape(-1, hidden.shape[-1]), params.embedding.astype(hidden.dtype)
+    logits_RV = rules.project("rd,vd->rv", rows_RD, table_VD, (None, "vocab"), jnp.float32)
+    return rules.place(logits_RV, (None, None)).reshape(*hidden.shape[:-1], -1)
 
 
 def _draw(logits_RV: jax.Array, position_R: jax.Array, wanted: Wanted) -> Drawn:
@@ -265,23 +281,39 @@ class Slots:
         context: int,
         cache_dtype: Any = None,
         chunk: int = 256,
+        mesh: Mesh | None = None,
     ) -> None:
         """
         Args:
             cache_dtype: of keys and values, int8 among others; the compute dtype by default.
             chunk: tokens that one `read` takes at most.
+            mesh: the devices that the parameters lie on, where they are several.
+
+        Raises:
+            UserError: the heads of keys and values do not divide over the mesh.
         """
-        self.setting, self.slots, self.context = setting, slots, context
-        self.params = ready(params, setting.architecture, setting.execution)
+        self.setting, self.slots, self.context, self.mesh = setting, slots, context, mesh
+        if mesh is not None:
+            heads, parts = setting.architecture.num_kv_heads, shards("kv_heads", mesh.shape)
+            if heads % parts:
+                raise UserError(
+                    f"{heads} key-value heads do not divide over {parts} devices.",
+                    "each device keeps the keys and values of its own heads.",
+                    f"--tensor {math.gcd(heads, parts)}",
+                )
+        with self._here():
+            self.params = ready(params, setting.architecture, setting.execution)
         dtype = jnp.dtype(cache_dtype or setting.execution.compute_dtype)
         # Where the parameters are, like what every program gives back: from elsewhere it would be compiled once more.
-        here = params.final_norm.sharding
-        self.cache = jax.device_put(
-            empty_cache(setting.architecture, slots, context, dtype, setting.execution.layers), here
-        )
+        own = params.final_norm.sharding
+        where = (lambda axes: rules.sharding(mesh, axes)) if mesh is not None else (lambda axes: own)
+        self.cache = empty_cache(setting.architecture, slots, context, dtype, setting.execution.layers, where)
         self.chunks, self.spans = buckets(SMALLEST_CHUNK, chunk), buckets(SMALLEST_SPAN, context)
         self._words = -(-setting.architecture.vocab_size // 32)
         self._open = {rows: jnp.zeros((rows, self._words), jnp.int32) for rows in (1, slots)}
+
+    def _here(self) -> Any:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @property
     def nbytes(self) -> int:
@@ -307,17 +339,18 @@ class Slots:
         size = self.chunks[-1] if every else next(size for size in self.chunks if size >= count)
         padded = lambda ids: np.pad(np.array(ids, np.int32), (0, size - len(ids)))
         span = self.spans[-1] if every else next(span for span in self.spans if span >= position)
-        found, self.cache = read(
-            self.params,
-            self.cache,
-            padded(tokens),
-            padded(follows or ()),
-            np.array([slot, position, count], np.int32),
-            wanted,
-            setting=self.setting,
-            span=span,
-            every=every,
-        )
+        with self._here():
+            found, self.cache = read(
+                self.params,
+                self.cache,
+                padded(tokens),
+                padded(follows or ()),
+                np.array([slot, position, count], np.int32),
+                wanted,
+                setting=self.setting,
+                span=span,
+                every=every,
+            )
         return found
 
     def decode(self, tokens: Sequence[Sequence[int]], positions: Sequence[int], wanted: Wanted, steps: int) -> Drawn:
@@ -325,18 +358,20 @@ class Slots:
         A slot at position `context` is left as it is."""
         here = [position for position in positions if position < self.context]
         span = next((span for span in self.spans if span >= max(here) + steps), self.spans[-1])
-        drawn, self.cache = decode(
-            self.params,
-            self.cache,
-            np.array(tokens, np.int32),
-            np.array(positions, np.int32),
-            wanted,
-            setting=self.setting,
-            span=span,
-            steps=steps,
-        )
+        with self._here():
+            drawn, self.cache = decode(
+                self.params,
+                self.cache,
+                np.array(tokens, np.int32),
+                np.array(positions, np.int32),
+                wanted,
+                setting=self.setting,
+                span=span,
+                steps=steps,
+            )
         return drawn
 
     def copy(self, source: int, target: int) -> None:
         """All that a slot holds into another."""
-        self.cache = copy(self.cache, np.int32(source), np.int32(target))
+        with self._here():
+            self.cache = copy(self.cache, np.int32(source), np.int32(target))

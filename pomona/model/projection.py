@@ -78,8 +78,9 @@ def meet(x_BTI: jax.Array, weights: Sequence[Any]) -> list[Any]:
         return list(weights)
     adapters, axis = [weight.adapter for weight in weights], weights[0].axes[0]
     if adapters[0].choice is not None:
-        a_BIR = jnp.concatenate([adapter.a[adapter.choice] for adapter in adapters], axis=-1).astype(x_BTI.dtype)
-        inner_BTR = jnp.einsum("bti,bir->btr", x_BTI, a_BIR)
+        chosen = [rules.pick(adapter.a, adapter.choice, (None, axis, None)) for adapter in adapters]
+        a_BIR = jnp.concatenate(chosen, axis=-1).astype(x_BTI.dtype)
+        inner_BTR = rules.project("bti,bir->btr", x_BTI, a_BIR, ("batch", "tokens", None))
     else:
         a_IR = rules.gather(jnp.concatenate([adapter.a for adapter in adapters], axis=-1), (axis, None), x_BTI.dtype)
         inner_BTR = rules.project("bti,ir->btr", x_BTI, a_IR, ("batch", "tokens", None))
@@ -110,7 +111,8 @@ def _corrected(execution: Execution, x_BTI: jax.Array, weight: _Corrected, axis:
     assert weight.inner_BTR is not None
     y_BTO, b, choice = project(execution, x_BTI, weight.base, axis), weight.adapter.b, weight.adapter.choice
     if choice is not None:
-        return y_BTO + jnp.einsum("btr,bro->bto", weight.inner_BTR, b[choice].astype(x_BTI.dtype))
+        b_BRO = rules.pick(b, choice, (None, None, weight.axes[1])).astype(x_BTI.dtype)
+        return y_BTO + rules.project("btr,bro->bto", weight.inner_BTR, b_BRO, ("batch", "tokens", axis))
     b_RO = rules.gather(b, (None, weight.axes[1]), x_BTI.dtype)
     return y_BTO + rules.project("btr,ro->bto", weight.inner_BTR, b_RO, ("batch", "tokens", axis))
 

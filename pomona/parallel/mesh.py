@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from pomona.core.errors import UserError
 from pomona.parallel.config import AXES, MeshConfig, mesh_shape
 from pomona.parallel.placement import check_slices
+from pomona.parallel.rules import sharding
 
 MESSAGE_BYTES = 4096  # what processes tell each other is cut here
 NAME_BYTES = 64  # of a host's name
@@ -81,6 +82,18 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None, 
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
+def tensor_mesh(count: int) -> Mesh:
+    """A mesh of the first devices, which share every layer.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    devices = jax.devices()
+    if not 0 < count <= len(devices):
+        raise UserError(f"{count} devices.", f"there are {len(devices)} here.", f"--tensor {len(devices)}")
+    return build_mesh(MeshConfig(data=1, fsdp=1, seq=1, tensor=count), devices[:count])
+
+
 def num_slices(devices: Sequence[jax.Device]) -> int:
     """How many TPU slices the devices lie on; 1 elsewhere."""
     return len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
@@ -131,6 +144,28 @@ def any_text(text: str) -> str:
 def from_first(tree: Any) -> Any:
     """The first process's arrays, on all. All processes have to call it at the same step."""
     return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def lay_out(tree: Any, axes: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has whole, laid out on a mesh along the logical axes of each, which are tuples.
+
+    Raises:
+        UserError: a dimension does not divide.
+    """
+
+    def one(own_axes: tuple[str | None, ...], value: Any) -> jax.Array:
+        where = sharding(mesh, own_axes)
+        try:
+            where.shard_shape(value.shape)
+        except ValueError as error:
+            raise UserError(
+                f"a weight of the shape {value.shape} does not divide over the mesh along {own_axes}.",
+                "a dimension is cut into equal parts; of palettes, two inputs share a byte and 16 outputs a table.",
+                "fewer devices, or --mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1",
+            ) from error
+        return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+
+    return jax.tree.map(one, axes, jax.tree.map(np.asarray, tree), is_leaf=lambda x: isinstance(x, tuple))
 
 
 @contextlib.contextmanager

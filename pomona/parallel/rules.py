@@ -51,11 +51,18 @@ def place(value: jax.Array, axes: Axes) -> jax.Array:
     return value if _one_device() else jax.sharding.reshard(value, partition(axes))
 
 
-def project(subscripts: str, value: jax.Array, weight: jax.Array, axes: Axes) -> jax.Array:
-    """An einsum whose result has these logical axes; a contraction over a sharded axis is summed over it."""
+def project(subscripts: str, value: jax.Array, weight: jax.Array, axes: Axes, dtype: Any = None) -> jax.Array:
+    """An einsum whose result has these logical axes; a contraction over a sharded axis is summed over it. `dtype` is
+    that of sums and result, where it is another than the arguments'."""
+    out: Any = {} if _one_device() else {"out_sharding": partition(axes)}
+    return jnp.einsum(subscripts, value, weight, preferred_element_type=dtype, **out)
+
+
+def pick(table: jax.Array, rows: jax.Array, axes: Axes) -> jax.Array:
+    """Rows of a table, which is whole along them; the result has these logical axes."""
     if _one_device():
-        return jnp.einsum(subscripts, value, weight)
-    return jnp.einsum(subscripts, value, weight, out_sharding=partition(axes))
+        return table[rows]
+    return table.at[rows].get(out_sharding=partition(axes))
 
 
 def on_shards(

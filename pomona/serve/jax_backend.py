@@ -13,6 +13,7 @@ from pomona.infer.sample import choices
 from pomona.infer.slots import Drawn, Setting, Slots, Wanted
 from pomona.model.config import resolve
 from pomona.model.sampling import Sampling
+from pomona.parallel.mesh import tensor_mesh
 from pomona.serve.backend import Choice, Result, Work
 from pomona.serve.messages import Likely
 from pomona.train.load import load_adapted
@@ -38,25 +39,29 @@ class JaxBackend:
         chunk: int = 256,
         draws: int = 8,
         guesses: int = 0,
+        tensor: int = 1,
     ) -> None:
         """
         Args:
             run: a run folder.
             cache: `int8`, or `auto` for the type of the computation.
+            tensor: devices that share every layer: heads, feed-forward units and vocabulary.
 
         Raises:
-            UserError: as `load_model`, or an adapter of another base.
+            UserError: as `load_model`, an adapter of another base, or sizes that do not divide over the devices.
         """
+        mesh = tensor_mesh(tensor) if tensor > 1 else None
         self.adapters = tuple(adapters or ())
-        model = load_adapted(run, step, list((adapters or {}).values()))
-        platform = jax.default_backend()
-        setting = Setting(model.run.architecture, resolve(model.run.execution, platform), model.stage.rope_base)
+        model = load_adapted(run, step, list((adapters or {}).values()), mesh)
+        execution = resolve(model.run.execution, jax.default_backend(), tensor)
+        setting = Setting(model.run.architecture, execution, model.stage.rope_base)
         self.slots, self.context, self.chunk = slots, context, chunk
         self.draws, self.guesses = draws if not guesses else 1, guesses
         self.vocab_size = model.run.architecture.vocab_size
         self.tokenizer = model.tokenizer
-        self._slots = Slots(model.params, setting, slots, context, "int8" if cache == "int8" else None, chunk)
-        self.device, self.memory_bytes = jax.devices()[0].device_kind, self._slots.nbytes
+        self._slots = Slots(model.params, setting, slots, context, "int8" if cache == "int8" else None, chunk, mesh)
+        self.device = f"{tensor} x {jax.devices()[0].device_kind}" if tensor > 1 else jax.devices()[0].device_kind
+        self.memory_bytes = self._slots.nbytes
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
 

@@ -28,6 +28,7 @@ class Start(msgspec.Struct, tag="start", frozen=True, omit_defaults=True):
     draws: int = 0
     """Tokens of each sequence in one dispatch; likewise."""
     cache: str = "auto"
+    tensor: int = 1
     threads: int | None = None
     instruction_set: str = ""
     keep_prefixes: bool = True

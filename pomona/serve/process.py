@@ -55,7 +55,7 @@ def build(start: Start) -> tuple[Backend, Tokenizer]:
     if start.draws:
         sizes["draws"] = start.draws
     sizes["guesses"] = GUESSES if start.speculate != "none" else 0
-    jax = JaxBackend(Path(start.model), start.step, adapters, cache=start.cache, **sizes)
+    jax = JaxBackend(Path(start.model), start.step, adapters, cache=start.cache, tensor=start.tensor, **sizes)
     return jax, jax.tokenizer
 
 

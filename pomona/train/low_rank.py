@@ -8,7 +8,6 @@ Shapes: L layers, I inputs, O outputs, R rank.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ from pomona.model.spec import Spec, abstract, initialize, map_specs
 from pomona.ops.low_rank import factors
 from pomona.ops.palette import Palettized
 from pomona.parallel import rules
-from pomona.parallel.mesh import from_first
+from pomona.parallel.mesh import from_first, lay_out
 from pomona.train.config import Run
 from pomona.train.objective import Objective
 from pomona.train.objective_config import LowRank
@@ -113,29 +112,7 @@ def read_base(run: Run, origin: Origin, mesh: Mesh, objective_of: ObjectiveOf) -
     if not is_palettized(Path(origin.run)):
         return origin_model(origin, mesh, objective_of)
     base = read_palettes(RunFolder(Path(origin.run)).palettes, run.architecture)
-    return put(base, base_axes(run.architecture, base), mesh)
-
-
-def put(tree: Any, axes: Any, mesh: Mesh) -> Any:
-    """Arrays that every process has whole, laid out on a mesh along the logical axes of each.
-
-    Raises:
-        UserError: a dimension does not divide.
-    """
-
-    def one(own_axes: tuple[str | None, ...], value: Any) -> jax.Array:
-        sharding = rules.sharding(mesh, own_axes)
-        try:
-            sharding.shard_shape(value.shape)
-        except ValueError as error:
-            raise UserError(
-                f"a palettized weight of the shape {value.shape} does not divide over the mesh.",
-                "two inputs share a byte and 16 outputs a table, and neither is cut between devices.",
-                "--mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1",
-            ) from error
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-    return jax.tree.map(one, axes, jax.tree.map(np.asarray, tree), is_leaf=lambda x: isinstance(x, tuple))
+    return lay_out(base, base_axes(run.architecture, base), mesh)
 
 
 def _begin(run: Run, specs: Adapter[Spec], objective_of: ObjectiveOf) -> Callable[[Mesh], Adapter]:
@@ -189,7 +166,7 @@ def _from_error(run: Run, specs: Adapter[Spec], mesh: Mesh, objective_of: Object
 
     with jax.set_mesh(mesh):
         adapter = from_first(Adapter(**{name: both(name) for name in PLACES}))
-    return put(adapter, map_specs(lambda spec: spec.axes, specs), mesh)
+    return lay_out(adapter, map_specs(lambda spec: spec.axes, specs), mesh)
 
 
 def _error(spec: Spec) -> Callable[..., jax.Array]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import msgspec
 import numpy as np
 import pytest
@@ -162,6 +163,19 @@ def test_with_guesses(kind, build, talk, alone, wrong):
         assert len(busy.likely(one.id)) == (len(busy.said(one.id)) if one.logprobs else 0)
     assert guesses.guessed > 5
     assert guesses.right == guesses.guessed if not wrong else guesses.right < guesses.guessed
+
+
+@pytest.mark.parametrize("kept", ["auto", "int8"])
+def test_on_several_devices(build, talk, kept):
+    orders = [order(150 + i, 20 + 20 * i, 15, adapter=[None, "red", "blue"][i]) for i in range(3)]
+    texts = []
+    for tensor in (1, 2):
+        backend = build("jax", **(SIZES | {"chunk": 16}), cache=kept, tensor=tensor, guesses=2)
+        busy = talk(backend, guesses=Guesses(LookUp, backend.slots, backend.guesses)).ask(*orders).run()
+        texts.append([busy.said(one.id) for one in orders])
+        (first, *_) = jax.tree.leaves(backend._slots.cache)
+        assert first.sharding.shard_shape(first.shape)[2] == first.shape[2] // tensor, "each has its own heads"
+    assert texts[0] == texts[1]
 
 
 def test_with_guesses_of_what_came_before(kind, build, talk, alone):
