@@ -57,6 +57,9 @@ bench-compress: .venv/dev .venv/llama  ## bits per byte at every compressed size
 bench-decode: .venv/peers .venv/llama  ## tokens a second of a 3 B model on this CPU, beside llama.cpp and PyTorch
 	.venv/bin/python bench/decode.py
 
+bench-serve: .venv/peers .venv/llama-server  ## many users at once, beside llama.cpp's server and transformers
+	.venv/bin/python bench/serve.py
+
 bench-fuzz: .venv/base  ## 100,000 damaged device files, opened and computed under the address sanitizer
 	.venv/bin/python bench/fuzz.py
 
@@ -110,6 +113,21 @@ NO_AMX = $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mn
 	    CMAKE_BUILD_PARALLEL_LEVEL=2 $@/bin/python -m pip \
 	    install --quiet --disable-pip-version-check --no-cache-dir -c constraints/llama.txt --no-binary llama-cpp-python \
 	    llama-cpp-python gguf
+	@touch $@
+
+# Its server, of the same source: what is built above is only its library.
+.venv/llama-server: .venv/bin/python constraints/llama.txt
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/llama.txt scikit-build-core pathspec cmake ninja
+	$@/bin/python -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --no-binary :all: \
+	    --no-build-isolation -c constraints/llama.txt --dest $@/source llama-cpp-python
+	tar -xzf $@/source/*.tar.gz -C $@/source --strip-components 1
+	$@/bin/cmake -S $@/source/vendor/llama.cpp -B $@/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$@/bin/ninja \
+	    -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)' > $@/build.log
+	$@/bin/cmake --build $@/build --target llama-server -j 2 >> $@/build.log
+	cp $@/build/bin/llama-server $@/bin/
 	@touch $@
 
 clean:  ## remove the virtual environment

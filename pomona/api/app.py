@@ -1,5 +1,6 @@
 """The endpoints."""
 
+import asyncio
 import base64
 import functools
 import hashlib
@@ -33,12 +34,12 @@ def build_app(service: Service) -> Starlette:
 
     async def completions(request: Request, who: Principal) -> Any:
         asked = read(CompletionRequest, await _body(request))
-        completion = Completion(service, asked, who)
+        completion = await asyncio.to_thread(Completion, service, asked, who)  # a long text holds up nobody else
         return Events(completion.stream()) if asked.stream else await while_there(request, completion.whole())
 
     async def chat(request: Request, who: Principal) -> Any:
         asked = read(ChatRequest, await _body(request))
-        conversation = Chat(service, asked, who)
+        conversation = await asyncio.to_thread(Chat, service, asked, who)  # nor does a large schema
         return Events(conversation.stream()) if asked.stream else await while_there(request, conversation.whole())
 
     async def embed(request: Request, who: Principal) -> Any:

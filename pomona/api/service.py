@@ -55,9 +55,12 @@ class Service:
         """The tokens of a prompt: a text's with the begin token, or those given.
 
         Raises:
-            ApiError: tokens that the model does not have, or none.
+            ApiError: tokens that the model does not have, or none; a text that cannot fit.
         """
         if isinstance(prompt, str):
+            size, longest = len(prompt.encode("utf-8", "replace")), max(map(len, self.tokenizer.pieces()))
+            if size > self.context * longest:  # said before time is spent on it
+                raise self._too_long(f"at least {size // longest}")
             return [BEGIN, *self.tokenizer.encode(prompt)]
         V = self.tokenizer.vocab_size
         if not prompt or any(not isinstance(t, int) or not 0 <= t < V for t in prompt):
@@ -72,13 +75,12 @@ class Service:
         """
         left = self.context - len(tokens)
         if left < (asked != 0):
-            raise ApiError(
-                400,
-                f"This model's context is {self.context} tokens, and the prompt has {len(tokens)}.",
-                "context_length_exceeded",
-                "messages",
-            )
+            raise self._too_long(str(len(tokens)))
         return left if asked is None else min(asked, left)
+
+    def _too_long(self, tokens: str) -> ApiError:
+        message = f"This model's context is {self.context} tokens, and the prompt has {tokens}."
+        return ApiError(400, message, "context_length_exceeded", "messages")
 
     def check_grammar(self, grammar: str, param: str) -> str:
         """The grammar, if it can be compiled.

@@ -82,6 +82,12 @@ def _open(options: ChatOptions, sampling: "Sampling") -> tuple[Any, "Pace | None
         return _served(options, sampling), None
     if Path(options.model).is_file():
         return _on_device(options, sampling)
+    if not Path(options.model).is_dir():
+        raise UserError(
+            f"{options.model} is not there.",
+            "one talks to a run folder, a device file, or the address of a server.",
+            "pomona chat runs/mine",
+        )
     return _of_run(options, sampling), None
 
 

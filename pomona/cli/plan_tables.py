@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from pomona.plan.compare import Comparison, Plans
 from pomona.plan.estimate import Estimate
 from pomona.plan.memory import USABLE, usable_bytes
 from pomona.plan.roofline import EFFICIENCY, term_names
+from pomona.plan.serving import ServingPlan
 from pomona.train.config import Run, Stage
 
 RUNNERS_UP = 5
@@ -250,3 +252,27 @@ def _console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
     return console
+
+
+def show_serving(plan: ServingPlan, programs: Sequence[Any] = ()) -> None:
+    """Serving: memory, speed, and what the compiled programs say."""
+    console, s = Console(highlight=False), plan.serving
+    console.print(describe(plan.fleet), soft_wrap=True)
+    say = lambda text: console.print(text, soft_wrap=True)
+    say(f"\n{plan.name} for {s.slots} users at a time, {s.context} tokens each, {s.cache} cache, layers on all devices")
+    sizes = {"weights": plan.weight_bytes, "cache": plan.cache_bytes, "at work": plan.work_bytes}
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in sizes.items())
+    room = f"{plan.memory_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB a device ({parts})"
+    say(f"  {'fits' if plan.fits else 'DOES NOT FIT'}: {room}")
+    if not plan.fits:
+        say("  fewer --slots, a shorter --context, --cache int8, or more chips")
+    say(
+        f"  a step {seconds(plan.step_seconds)}: {1 / plan.step_seconds:.1f} tokens/s for each user, "
+        f"{plan.tokens_per_second:,.0f} for all"
+    )
+    say(f"  {s.prompt} tokens of a prompt: the first answer after {seconds(plan.first_token_seconds)}")
+    for each in programs:
+        what = "a step" if each.name == "decode" else "a prompt"
+        memory = f"{each.compiled.hbm_bytes / GIB:.1f} GiB a device"
+        exposed = f"{seconds(each.prediction.exposed_communication_seconds)} of it waiting for other devices"
+        say(f"  compiled, {what}: predicted {seconds(each.seconds)}, {exposed}; {memory}")

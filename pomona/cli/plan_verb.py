@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from pomona.cli.parse import configure, parse, print_stdout, take_fields
-from pomona.cli.plan_tables import show_answers, show_comparison, show_search
+from pomona.cli.plan_tables import show_answers, show_comparison, show_search, show_serving
+from pomona.core.chips import GIB
 from pomona.core.config import did_you_mean
 from pomona.core.errors import UserError
 from pomona.core.files import write_text
@@ -31,6 +32,8 @@ How much memory, time, money and energy a recipe takes on given chips, by arithm
   --stage NAME     one stage instead of all
   --search         the best mesh, remat policy and micro-batches for these chips, and the runners-up
   --verify         compiles the real step for these TPU chips and reads the program: memory, time, what is exposed
+  --serve          serving the model on one slice, all of whose chips share every layer: memory, tokens a second,
+                   the time to a first token; with --slots N, --context N, --prompt N, --cache int8, and --verify
   --compare        the same run on every chip that Pomona knows, and on fewer chips, and with half the batch
   --html FILE      with --compare: a page with charts
   --json           for programs
@@ -41,7 +44,7 @@ Every setting of the recipe can be changed as in `pomona train`: --mesh.fsdp 256
 DESCRIPTION = """\
 {what}
 Beside these settings: --chips NAME, --slices N, --price USD, --stage NAME, --search, --verify, --compare, --html FILE,
---json; `pomona plan --help` explains them.
+--json, --serve; `pomona plan --help` explains them.
 """
 
 
@@ -71,6 +74,16 @@ class PlanOptions:
     """where the comparison's page is written."""
     json: bool = False
     """for programs."""
+    serve: bool = False
+    """serve the model on these chips."""
+    slots: int = dataclasses.field(default=64, metadata=_example("64"))
+    """with --serve: sequences computed at a time."""
+    context: int = dataclasses.field(default=4096, metadata=_example("4096"))
+    """with --serve: tokens of each."""
+    prompt: int = dataclasses.field(default=1024, metadata=_example("1024"))
+    """with --serve: tokens before a first answer."""
+    cache: str = dataclasses.field(default="bfloat16", metadata=_example("int8"))
+    """with --serve: the type of keys and values, bfloat16 or int8."""
 
 
 def run(arguments: list[str]) -> None:
@@ -83,7 +96,9 @@ def run(arguments: list[str]) -> None:
     stages = chosen_stages(configured, options.stage)
     fleet = chosen_fleet(name, options)
     price = list_price(fleet.chip) if options.price is None else options.price
-    if options.compare:
+    if options.serve:
+        _serve(options, configured, fleet)
+    elif options.compare:
         _compare(options, configured, stages, fleet)
     elif options.search:
         _search(options, configured, stages, fleet, price)
@@ -183,6 +198,17 @@ def _check_options(options: PlanOptions) -> None:
         )
     if options.html is not None and not options.compare:
         raise UserError("--html without --compare.", "the page shows a comparison.", f"--compare --html {options.html}")
+    served = [
+        f"--{name}"
+        for name in ("slots", "context", "prompt", "cache")
+        if getattr(options, name) != getattr(PlanOptions(), name) and not options.serve
+    ]
+    if served:
+        raise UserError(f"{served[0]} without --serve.", "it says how the model is served.", f"--serve {served[0]} ...")
+    if options.serve and (options.compare or options.search or options.stage):
+        raise UserError("--serve is alone.", "serving has no stages, and no mesh but one.", "--serve --chips v5p-16")
+    if options.cache not in ("bfloat16", "int8"):
+        raise UserError(f"--cache {options.cache}.", "keys and values are bfloat16 or int8.", "--cache int8")
     if options.html is not None and options.html.is_dir():
         raise UserError(f"{options.html} is a folder.", "the page is one file.", f"--html {options.html / 'plan.html'}")
 
@@ -232,6 +258,26 @@ def _verify(
         _print_json([verify.to_record(each) for each in found])
     else:
         show_verified(found)
+
+
+def _serve(options: PlanOptions, configured: Run, fleet: Fleet) -> None:
+    from pomona.plan.serving import Serving, plan_serving
+    from pomona.plan.serving import to_record as served_record
+
+    serving = Serving(options.slots, options.context, options.prompt, options.cache)
+    plan, programs = plan_serving(configured.name, configured.architecture, fleet, serving), []
+    if options.verify:
+        from pomona.plan.topology import prepare_environment
+
+        prepare_environment()  # before anything imports JAX
+        from pomona.plan.serving_programs import compile_serving
+
+        programs = compile_serving(plan, configured.stages[-1].rope_base)
+    if options.json:
+        compiled = {each.name: {"seconds": each.seconds, "hbm_gib": each.compiled.hbm_bytes / GIB} for each in programs}
+        _print_json([served_record(plan) | ({"compiled": compiled} if compiled else {})])
+    else:
+        show_serving(plan, programs)
 
 
 def _answer_record(each: Answer) -> dict[str, object]:

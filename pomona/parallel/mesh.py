@@ -82,13 +82,13 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None, 
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def tensor_mesh(count: int) -> Mesh:
-    """A mesh of the first devices, which share every layer.
+def tensor_mesh(count: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the first devices (default: of all here), which share every layer.
 
     Raises:
         UserError: there are not so many.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if not 0 < count <= len(devices):
         raise UserError(f"{count} devices.", f"there are {len(devices)} here.", f"--tensor {len(devices)}")
     return build_mesh(MeshConfig(data=1, fsdp=1, seq=1, tensor=count), devices[:count])

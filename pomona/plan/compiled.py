@@ -13,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,35 @@ def compile_stage(run: Run, index: int, fleet: Fleet, cache: Path | None = None)
         UserError: the fleet cannot be compiled for, the mesh is impossible on it, or the compiler finds no program
             that fits into on-chip memory.
     """
-    cache = cache or default_cache()
-    stage_run = at_stage(run, index)
-    described = {
-        "run": to_json(dataclasses.replace(stage_run, stages=(run.stages[index],))),
+    described = {"run": to_json(dataclasses.replace(at_stage(run, index), stages=(run.stages[index],)))}
+    name = f"{run.name}-{run.stages[index].name}"
+    return kept_or_made(name, described, fleet, lambda: _compile(run, index, fleet), TRACED, cache)
+
+
+def kept_or_made(
+    name: str,
+    described: dict[str, Any],
+    fleet: Fleet,
+    make: Callable[[], Compiled],
+    traced: Sequence[str],
+    cache: Path | None = None,
+) -> Compiled:
+    """A program that was compiled before from the same description, versions and source, or one that is made now.
+
+    Args:
+        traced: the folders whose source is in the program.
+        cache: the folder of compiled programs; the user's cache folder by default.
+    """
+    described = described | {
         "fleet": [cloud_name(fleet), *fleet.topology, fleet.slices],
         "versions": [importlib.metadata.version(name) for name in ("jax", "jaxlib")] + [_libtpu_version()],
-        "source": _source_fingerprint(),
+        "source": _source_fingerprint(tuple(traced)),
     }
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    kept = cache / f"{run.name}-{run.stages[index].name}-{fleet.chip.name}-{key}.json.gz"
+    kept = (cache or default_cache()) / f"{name}-{fleet.chip.name}-{key}.json.gz"
     if kept.exists() and (found := _read(kept, fleet)) is not None:
         return found
-    compiled = _compile(run, index, fleet)
+    compiled = make()
     content = dataclasses.asdict(compiled) | {"places": compiled.places.table.tolist()}
     write_bytes(kept, gzip.compress(json.dumps(content).encode(), compresslevel=6))
     return compiled
@@ -116,18 +132,23 @@ def _compile(run: Run, index: int, fleet: Fleet) -> Compiled:
     shape = (stage.micro_batches, stage.batch_size // stage.micro_batches, stage.sequence_length)
     check_divides("the batch", shape, BATCH_AXES, mesh.shape)
     rows: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=rules.sharding(mesh, BATCH_AXES))
-    options: Any = compiler_options(devices[0].device_kind, fleet.slices, run.faults.compiler_checks)
-    began = time.perf_counter()
+    options = compiler_options(devices[0].device_kind, fleet.slices, run.faults.compiler_checks)
     with jax.set_mesh(mesh):
         outputs = (shardings, rules.sharding(mesh, ()))
         step = jax.jit(train_step(run, index), donate_argnums=0, out_shardings=outputs)
         labels = rows if objective_of(run).labels else None
         lowered = step.lower(state, TokenBatch(rows, rows, rows, rows, labels))
         try:
-            with _without_jax_cache():
-                program: Any = lowered.compile(compiler_options=options)
+            return compile_lowered(lowered, fleet, mesh, options)
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(run, error) from error
+
+
+def compile_lowered(lowered: Any, fleet: Fleet, mesh: Any, options: Any) -> Compiled:
+    """A program that was lowered for the devices of a mesh, compiled."""
+    began = time.perf_counter()
+    with _without_jax_cache():
+        program = lowered.compile(compiler_options=options)
     memory = program.memory_analysis()
     return Compiled(
         text=program.as_text(),
@@ -169,9 +190,9 @@ def _too_large(run: Run, error: Exception) -> UserError:
 
 
 @functools.cache
-def _source_fingerprint() -> str:
+def _source_fingerprint(folders: tuple[str, ...]) -> str:
     package = Path(__file__).parents[1]
-    files = sorted(path for folder in TRACED for path in (package / folder).glob("*.py"))
+    files = sorted(path for folder in folders for path in (package / folder).glob("*.py"))
     return fingerprint([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
 
 

@@ -151,7 +151,7 @@ def _result(work: Work, read: Any) -> Result:
 
 def _drawn(work: Work, drawn: Any, row: int) -> tuple[list[int], list[Likely]]:
     """One slot's tokens of [K, R], and what is told of them."""
-    tokens = drawn.token[:, row].tolist()
+    tokens = drawn.token[: max(work.draws, 1 + work.guesses), row].tolist()  # others of the batch may have more guesses
     if work.choice.logprobs is None:
         return tokens, []
     own = Array(*(x[:, row] for x in drawn.likely))

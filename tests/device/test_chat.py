@@ -10,6 +10,7 @@ from pomona.core.errors import UserError
 from pomona.device.engine import load
 from pomona.device.speculate import LookUp, generate
 from pomona.infer.chat import Chat
+from pomona.infer.slots import Slots
 from pomona.model.sampling import Sampling
 
 GREEDY = Sampling(0.0)
@@ -67,10 +68,22 @@ def test_the_verb_talks_through_a_pipe(pom, monkeypatch, capsys):
     assert err.count("8 tokens") == 2 and "there is no /what" in err
 
 
+def test_a_run_talks_too_and_computes_what_came_before_once(palettized, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand now\n/forget\nhello\n"))
+    read = []
+    original = Slots.read
+    monkeypatch.setattr(Slots, "read", lambda self, *given: read.append(len(given[2])) or original(self, *given))
+    assert main(["chat", str(palettized), "--temperature", "0", "--max-tokens", "8", "--context", "128"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("8 tokens") == 3 and "step 1" in err
+    assert out[: len(out) // 2].split("\n")[0] == out.rstrip("\n").split("\n")[-1] or out.count("\n") > 3
+    assert 0 < read[1] < read[0] + 20 and read[2] <= read[0]
+
+
 def test_mistakes_are_one_clear_error(pom, palettized, tmp_path, capsys):
     for words, problem in (
-        (["chat", str(palettized)], "is a folder"),
-        (["chat", str(tmp_path / "none.pom")], "no device file"),
+        (["chat", str(palettized), "--threads", "2"], "--threads with a run folder"),
+        (["chat", str(tmp_path / "none.pom")], "is not there"),
         (["chat", str(pom), "--turn", "no braces"], "a turn has {} once"),
         (["chat", str(pom), "--speculate", "luck"], "it is none, lookup, or the path"),
         (["chat", str(pom), "--top-p", "0"], "top-p 0"),

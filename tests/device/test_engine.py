@@ -220,7 +220,8 @@ def test_the_commands(palettized, tmp_path, capsys):
 
 
 def test_a_run_that_was_not_palettized_is_exported_at_8_bits(palettized, tmp_path):
-    """Beside JAX on the weights as they are: the distributions differ by rounding weights and vectors to 8 bits."""
+    """Every weight within half a step of itself; beside JAX on the weights as they are, the distributions differ by
+    little more than by rounding vectors, which is 4e-4 nats for a model as narrow as this."""
     dense, target = palettized.with_name("dense"), tmp_path / "dense.pom"
     assert main(["export", str(dense), "--format", "pomona", "--output", str(target)]) == 0
     found, source = load(target, check=True), load_model(dense)
@@ -232,7 +233,13 @@ def test_a_run_that_was_not_palettized_is_exported_at_8_bits(palettized, tmp_pat
     exact = jax.nn.log_softmax(hidden(source.params, batch)[0] @ source.params.embedding.T)
     ours = jax.nn.log_softmax(found.open(len(TOKENS), 1).advance(TOKENS, every=True))
     kl = jnp.sum(jnp.exp(exact) * (exact - ours), axis=-1)
-    assert 0 < float(kl.mean()) < 5e-4 and float(kl.max()) < 5e-3
+    assert 0 < float(kl.mean()) < 1e-3 and float(kl.max()) < 1e-2
+    for name, matrix in found.file.matrices.items():
+        if name.startswith("layers.01"):
+            weight = np.asarray(attrgetter(name.split(".", 2)[2])(source.params.layers)[1])
+            weight_OI = weight.reshape(-1, matrix.outputs).T
+            back = integers(matrix) * matrix.factors[:, None]
+            assert (np.abs(back - weight_OI) <= matrix.factors[:, None] * 0.5001).all()
 
 
 def test_an_adapter_alone_is_not_exported(palettized, tmp_path):

@@ -4,14 +4,18 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
 
 from pomona.device.speculate import Guess, LookUp
+from pomona.model.config import resolve
+from pomona.model.objective import TokenBatch, hidden_states
 from pomona.serve.grammar import json_grammar
 from pomona.serve.guess import Guesses
 from pomona.serve.messages import Cancel, Submit
+from pomona.train.load import load_model
 
 SIZES = {"slots": 3, "context": 128, "chunk": 32, "draws": 4}
 KINDS = ["mock", "device", "jax"]
@@ -174,7 +178,7 @@ def test_on_several_devices(build, talk, kept):
         busy = talk(backend, guesses=Guesses(LookUp, backend.slots, backend.guesses)).ask(*orders).run()
         texts.append([busy.said(one.id) for one in orders])
         (first, *_) = jax.tree.leaves(backend._slots.cache)
-        assert first.sharding.shard_shape(first.shape)[2] == first.shape[2] // tensor, "each has its own heads"
+        assert first.sharding.shard_shape(first.shape)[-2] == first.shape[-2] // tensor, "each has its own heads"
     assert texts[0] == texts[1]
 
 
@@ -246,3 +250,32 @@ def test_nothing_is_left_behind(backend, talk):
     busy.ask(*(Cancel(120 + i) for i in range(12)))
     assert busy.engine.idle and not busy.engine.scheduler.running and not busy.engine.scheduler.waiting
     assert dataclasses.asdict(busy.engine.held[0])["tokens"] is not None
+
+
+def test_log_probabilities_are_those_of_the_training_forward(kind, both, backend, talk):
+    if kind == "mock":
+        pytest.skip("it has no model")
+    model = load_model(both[0])
+    tokens = prompt(4, 90)
+    row = lambda ids: jnp.asarray([ids], jnp.int32)
+    batch = TokenBatch(row(tokens), row(tokens), row([1] * 90), row(list(range(90))))
+    execution = resolve(model.run.execution, "cpu")
+    hidden = jax.jit(lambda p, b: hidden_states(p, b, model.run.architecture, execution, model.stage.rope_base))
+    exact = np.asarray(jax.nn.log_softmax(hidden(model.params, batch)[0] @ model.params.embedding.T))
+    told = talk(backend).ask(Submit(160, tokens, 0, echo=True, logprobs=3)).run().prompted(160).likely
+    own = np.array([one.logprob for one in told])
+    error = np.abs(own - exact[np.arange(89), tokens[1:]])
+    assert error.max() < (1e-4 if kind == "jax" else 0.15), "the device runtime rounds vectors to 8 bits"
+    assert error.mean() < (1e-5 if kind == "jax" else 0.03)
+
+
+def test_nothing_is_compiled_after_warming_up(backend, talk):
+    """Every kind of request, at every length, alone and together."""
+    before = backend.compiled  # that of others in this process is counted too
+    busy = talk(backend)
+    for number, length in enumerate((2, 16, 17, 33, 64, 100, 126)):
+        extras = [{}, {"logprobs": 3}, {"adapter": "red"}, {"echo": True}, {"grammar": json_grammar(SCHEMA)}]
+        busy.ask(order(170 + number, length, 9, **extras[number % 5])).run(number)
+    busy.ask(Submit(180, prompt(1, 77), 0, embed=True), *(order(181 + i, 90, 9, seed=5) for i in range(4))).run()
+    assert all(busy.ending(170 + number).reason != "failed" for number in range(7))
+    assert backend.compiled == before
