@@ -40,7 +40,7 @@ class Serve:
     """Of a run folder: the checkpoint to use; the newest by default."""
     cache: Literal["auto", "int8"] = "auto"
     """Of a run folder: the type of the keys and values that are kept; auto: that of the computation."""
-    tensor: int = 1
+    tensor_parallel: int = 1
     """Of a run folder: devices that share every layer."""
     draws: int = 0
     """Of a run folder: tokens of each sequence in one dispatch; 0 for 8."""
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> None:
         chunk=options.chunk,
         draws=options.draws,
         cache=options.cache,
-        tensor=options.tensor,
+        tensor=options.tensor_parallel,
         threads=options.threads,
         instruction_set=options.instruction_set,
         keep_prefixes=not options.private,
@@ -97,14 +97,23 @@ def run(arguments: list[str]) -> None:
 
 def _check(options: Serve) -> None:
     if options.model.is_file():
-        refuse(options, ("step", "cache", "tensor", "draws"), "a device file", "this is for a run folder.")
+        refuse(options, ("step", "cache", "tensor_parallel", "draws"), "a device file", "this is for a run folder.")
     else:
         refuse(options, ("threads", "instruction_set"), "a run folder", "this is for a device file.")
     default = {field.name: field.default for field in dataclasses.fields(Serve)}
-    for name, least in (("slots", 1), ("tensor", 1), ("context", 0), ("waiting", 0), ("draws", 0), ("chunk", 0)):
+    for name, least in (
+        ("slots", 1),
+        ("tensor_parallel", 1),
+        ("context", 0),
+        ("waiting", 0),
+        ("draws", 0),
+        ("chunk", 0),
+    ):
         if getattr(options, name) < least:
             raise UserError(
-                f"--{name} {getattr(options, name)}.", f"it is {least} at least.", f"--{name} {default[name]}"
+                f"--{name.replace('_', '-')} {getattr(options, name)}.",
+                f"it is {least} at least.",
+                f"--{name} {default[name]}",
             )
     if options.template_stop and not options.chat_template:
         raise UserError(

@@ -299,7 +299,7 @@ class Slots:
                 raise UserError(
                     f"{heads} key-value heads do not divide over {parts} devices.",
                     "each device keeps the keys and values of its own heads.",
-                    f"--tensor {math.gcd(heads, parts)}",
+                    f"--tensor-parallel {math.gcd(heads, parts)}",
                 )
         with self._here():
             self.params = ready(params, setting.architecture, setting.execution)

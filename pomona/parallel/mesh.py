@@ -90,7 +90,7 @@ def tensor_mesh(count: int, devices: Sequence[jax.Device] | None = None) -> Mesh
     """
     devices = jax.devices() if devices is None else devices
     if not 0 < count <= len(devices):
-        raise UserError(f"{count} devices.", f"there are {len(devices)} here.", f"--tensor {len(devices)}")
+        raise UserError(f"{count} devices.", f"there are {len(devices)} here.", f"--tensor-parallel {len(devices)}")
     return build_mesh(MeshConfig(data=1, fsdp=1, seq=1, tensor=count), devices[:count])
 
 
