@@ -86,7 +86,7 @@ def build_app(service: Service) -> Starlette:
 @functools.cache
 def chat_page() -> tuple[str, str]:
     """The page, and the policy by which a browser runs nothing but what is in it."""
-    text = resources.files("pomona.api").joinpath("page.html").read_text()
+    text = resources.files("pomona.api").joinpath("page.html").read_text(encoding="utf-8")
 
     def digest(tag: str) -> str:
         found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)

@@ -101,19 +101,12 @@ def _check(options: Serve) -> None:
     else:
         refuse(options, ("threads", "instruction_set"), "a run folder", "this is for a device file.")
     default = {field.name: field.default for field in dataclasses.fields(Serve)}
-    for name, least in (
-        ("slots", 1),
-        ("tensor_parallel", 1),
-        ("context", 0),
-        ("waiting", 0),
-        ("draws", 0),
-        ("chunk", 0),
-    ):
-        if getattr(options, name) < least:
+    least = {"slots": 1, "tensor_parallel": 1, "context": 0, "waiting": 0, "draws": 0, "chunk": 0}
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"--{name.replace('_', '-')} {getattr(options, name)}.",
-                f"it is {least} at least.",
-                f"--{name} {default[name]}",
+                f"{option} {getattr(options, name)}.", f"it is {number} at least.", f"{option} {default[name]}"
             )
     if options.template_stop and not options.chat_template:
         raise UserError(

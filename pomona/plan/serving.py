@@ -120,15 +120,15 @@ def plan_serving(name: str, architecture: Architecture, fleet: Fleet, serving: S
     Raises:
         UserError: heads do not divide, or the fleet has several slices.
     """
+    for field, least in (("slots", 1), ("context", 1), ("prompt", 1)):
+        if getattr(serving, field) < least:
+            raise UserError(f"--{field} {getattr(serving, field)}.", f"it is {least} at least.", f"--{field} 64")
     if fleet.slices > 1 or architecture.num_kv_heads % fleet.devices:
         raise UserError(
             f"{fleet.devices} devices in {fleet.slices} slice{'s' if fleet.slices > 1 else ''}.",
             f"all devices of one slice share the {architecture.num_kv_heads} key-value heads of a layer equally.",
-            f"--chips with a divisor of {architecture.num_kv_heads} devices, and one server for each such slice",
+            "--chips v5p-16, and one server for each such slice",
         )
-    for field, least in (("slots", 1), ("context", 1), ("prompt", 1)):
-        if getattr(serving, field) < least:
-            raise UserError(f"--{field} {getattr(serving, field)}.", f"it is {least} at least.", f"--{field} 64")
     return ServingPlan(name, architecture, fleet, serving)
 
 
