@@ -10,6 +10,7 @@ head.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ from pomona.model.config import Architecture
 from pomona.ops.attention_reference import MASKED
 from pomona.parallel import rules
 
-KEPT = (None, None, "kv_heads", None)
-"""The logical axes of keys and values [B, S, K, H]; without the last those of their scales."""
+KEPT = (None, "kv_heads", None, None)
+"""The logical axes of keys and values [B, K, S, H]; without the last those of their scales."""
 Where = Callable[[Sequence[str | None]], Any]
 
 
@@ -29,15 +30,19 @@ Where = Callable[[Sequence[str | None]], Any]
 class Int8:
     """Numbers as integers of -127 to 127 times a scale for every last dimension."""
 
-    integers: jax.Array  # int8 [..., K, H]
-    scales: jax.Array  # float32 [..., K]
+    integers: jax.Array  # int8 [..., H]
+    scales: jax.Array  # float32 [...]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of all layers: stacked arrays [L, B, S, K, H], or a list of L arrays [B, S, K, H]. A list is not
-    cut out of anything, nor put together again: where layers are unrolled, nothing else is as fast."""
+    """Keys and values of all layers: stacked arrays [L, B, K, S, H], or a list of L arrays [B, K, S, H]. A list is not
+    cut out of anything, nor put together again: where layers are unrolled, nothing else is as fast.
+
+    A head's columns lie side by side, as attention multiplies them: with heads innermost, XLA turned all of it around
+    before and after every write.
+    """
 
     keys: Any  # of jax.Array or Int8
     values: Any
@@ -45,7 +50,7 @@ class Cache:
     @property
     def columns(self) -> int:
         """S, how many tokens of a sequence it holds at most."""
-        return jax.tree.leaves(self.keys)[0].shape[1 if isinstance(self.keys, list) else 2]
+        return jax.tree.leaves(self.keys)[0].shape[2 if isinstance(self.keys, list) else 3]
 
 
 def empty_cache(
@@ -58,7 +63,7 @@ def empty_cache(
         where: the sharding of an array with some logical axes; JAX's default device without it.
     """
     a = architecture
-    shape = (sequences, columns, a.num_kv_heads, a.head_dim)
+    shape = (sequences, a.num_kv_heads, columns, a.head_dim)
 
     def empty(*first: int) -> Any:
         place = lambda axes: where((*(None for _ in first), *axes)) if where else None
@@ -72,33 +77,50 @@ def empty_cache(
     return Cache(side(), side())
 
 
-def kept(like: Any, new: jax.Array) -> jax.Array | Int8:
-    """Keys or values as a cache keeps them, `like` being those of one of its layers: attention never sees other
-    numbers, whether it reads them from the cache or not."""
-    return quantize(new) if isinstance(like, Int8) else new.astype(like.dtype)
+def kept(like: Any, new_RTKH: jax.Array) -> jax.Array | Int8:
+    """New keys or values as a cache keeps them, [R, K, T, H], `like` being those of one of its layers: attention never
+    sees other numbers, whether it reads them from the cache or not."""
+    new_RKTH = new_RTKH.transpose(0, 2, 1, 3)
+    return quantize(new_RKTH) if isinstance(like, Int8) else new_RKTH.astype(like.dtype)
 
 
-def write(old: Any, new: Any, sequence_B: jax.Array, first_B: jax.Array) -> Any:
+def write(old: Any, new: Any, sequence_R: jax.Array, first_R: jax.Array) -> Any:
     """Keys or values of all layers with T more columns in some sequences, from a column of each on.
 
+    One sequence after the other, and each in place: as one scatter, XLA changes the layout of the whole cache.
+
     Args:
-        new: stacked over layers, [L, B, T, K, H]. What would lie beyond the last column is left out.
+        new: stacked over layers, [L, R, K, T, H]. What would lie beyond the last column is left out.
     """
-    T = jax.tree.leaves(new)[0].shape[2]
-    row, numbers = (None,), [sequence_B, first_B]
-
-    def put(o: jax.Array, n: jax.Array, sequence_B: jax.Array, first_B: jax.Array) -> jax.Array:
-        place = sequence_B[:, None], first_B[:, None] + jnp.arange(T)
-        return o.at[place].set(n, mode="drop", unique_indices=True)
-
+    row, numbers = (None,), [sequence_R, first_R]
     if isinstance(old, list):
         axes = lambda x: KEPT[: x.ndim]
-        one = lambda o, n: rules.on_shards(put, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
-        return [jax.tree.map(lambda o, n, i=i: one(o, n[i]), layer, new) for i, layer in enumerate(old)]
-    stacked = jax.vmap(put, in_axes=(0, 0, None, None))
+        put = lambda o, n: rules.on_shards(_write, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
+        return [jax.tree.map(lambda o, n, i=i: put(o, n[i]), layer, new) for i, layer in enumerate(old)]
     axes = lambda x: ("layers", *KEPT[: x.ndim - 1])
-    one = lambda o, n: rules.on_shards(stacked, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
-    return jax.tree.map(one, old, new)
+    stacked = partial(_write, layers=1)
+    put = lambda o, n: rules.on_shards(stacked, [axes(o), axes(o), row, row], axes(o))(o, n, *numbers)
+    return jax.tree.map(put, old, new)
+
+
+def _write(old: jax.Array, new: jax.Array, sequence_R: jax.Array, first_R: jax.Array, layers: int = 0) -> jax.Array:
+    """`write` for one array, whose sequences come after so many dimensions."""
+    S, T, columns = old.shape[layers + 2], new.shape[layers + 2], layers + 2
+    window = (*new.shape[:layers], 1, *new.shape[layers + 1 :])
+    spread = lambda x_T: x_T.reshape(T, *(1 for _ in new.shape[columns + 1 :]))
+
+    def one(i: jax.Array, old: jax.Array) -> jax.Array:
+        start = jnp.clip(first_R[i], 0, S - T)
+        source_T = start + jnp.arange(T) - first_R[i]  # which of the new columns comes to lie at each place
+        own = jax.lax.dynamic_index_in_dim(new, i, layers, keepdims=True)
+        moved = jnp.take(own, jnp.clip(source_T, 0, T - 1), axis=columns) if T > 1 else own
+        place = [jnp.zeros((), jnp.int32)] * old.ndim
+        place[layers], place[columns] = sequence_R[i], start
+        there = jax.lax.dynamic_slice(old, place, window)
+        inside_T = (source_T >= 0) & (source_T < T)
+        return jax.lax.dynamic_update_slice(old, jnp.where(spread(inside_T), moved, there), place)
+
+    return jax.lax.fori_loop(0, len(first_R), one, old) if len(first_R) > 1 else one(jnp.int32(0), old)
 
 
 def quantize(x: jax.Array) -> Int8:
@@ -110,7 +132,7 @@ def quantize(x: jax.Array) -> Int8:
 
 
 class Seen(NamedTuple):
-    """Keys and values [B, S, K, H] of some columns, and which of them each token sees."""
+    """Keys and values [B, K, S, H] of some columns, and which of them each token sees."""
 
     keys: jax.Array | Int8
     values: jax.Array | Int8
@@ -120,7 +142,7 @@ class Seen(NamedTuple):
 def attend(q_BTNH: jax.Array, *parts: Seen) -> jax.Array:
     """Attention over all columns of all parts, as if they lay side by side; float32 scores."""
     B, T, N, H = q_BTNH.shape
-    K = jax.tree.leaves(parts[0].keys)[0].shape[2]
+    K = jax.tree.leaves(parts[0].keys)[0].shape[1]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
     weights = jax.nn.softmax(jnp.concatenate([_scores(q_BTKGH, part) for part in parts], axis=-1), axis=-1)
     out_BTKGH, first = jnp.zeros((), q_BTNH.dtype), 0
@@ -135,14 +157,14 @@ def _scores(q_BTKGH: jax.Array, part: Seen) -> jax.Array:
     """[B, K, G, T, S], float32."""
     numbers, scales = (part.keys.integers, part.keys.scales) if isinstance(part.keys, Int8) else (part.keys, None)
     numbers = numbers.astype(q_BTKGH.dtype)  # bfloat16 holds all of -127 to 127
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, numbers, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("btkgh,bksh->bkgts", q_BTKGH, numbers, preferred_element_type=jnp.float32)
     return jnp.where(part.visible_BTS[:, None, None], _times(scores, scales), MASKED)
 
 
 def _weighed(weights_BKGTS: jax.Array, values: jax.Array | Int8, dtype: Any) -> jax.Array:
     numbers, scales = (values.integers, values.scales) if isinstance(values, Int8) else (values, None)
-    return jnp.einsum("bkgts,bskh->btkgh", _times(weights_BKGTS, scales).astype(dtype), numbers.astype(dtype))
+    return jnp.einsum("bkgts,bksh->btkgh", _times(weights_BKGTS, scales).astype(dtype), numbers.astype(dtype))
 
 
-def _times(x_BKGTS: jax.Array, scales_BSK: jax.Array | None) -> jax.Array:
-    return x_BKGTS if scales_BSK is None else x_BKGTS * scales_BSK.transpose(0, 2, 1)[:, :, None, None]
+def _times(x_BKGTS: jax.Array, scales_BKS: jax.Array | None) -> jax.Array:
+    return x_BKGTS if scales_BKS is None else x_BKGTS * scales_BKS[:, :, None, None]

@@ -98,13 +98,14 @@ def _hidden(
         def local(q: jax.Array, k: jax.Array, v: jax.Array, slot_R: jax.Array, first_R: jax.Array, *leaves: Any) -> Any:
             old = jax.tree.unflatten(structure, leaves)
             new = kept(old[0], k), kept(old[1], v)
-            rows = lambda x: (x if every else jax.lax.dynamic_slice_in_dim(x, slot_R[0], 1, axis=0))[:, :span]
+            rows = lambda x: (x if every else jax.lax.dynamic_slice_in_dim(x, slot_R[0], 1, axis=0))[:, :, :span]
             before_RTS = jnp.broadcast_to((jnp.arange(span) < first_R[:, None])[:, None], (R, T, span))
             among_RTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (R, T, T))
             keys, values = jax.tree.map(rows, old)
             return attend(q, Seen(keys, values, before_RTS), Seen(*new, among_RTT)), *jax.tree.leaves(new)
 
-        taken = [heads, KEPT, KEPT, (None,), (None,), *kept_axes]
+        new_axes = (None, None, "kv_heads", None)
+        taken = [heads, new_axes, new_axes, (None,), (None,), *kept_axes]
         run = rules.on_shards(local, taken, [heads, *kept_axes])
         out_RTNH, *new = run(q_RTNH, k_RTKH, v_RTKH, sequence_R, first_R, *leaves)
         return out_RTNH, jax.tree.unflatten(structure, new)
@@ -308,7 +309,7 @@ class Slots:
         own = params.final_norm.sharding
         where = (lambda axes: rules.sharding(mesh, axes)) if mesh is not None else (lambda axes: own)
         self.cache = empty_cache(setting.architecture, slots, context, dtype, setting.execution.layers, where)
-        self.chunks, self.spans = buckets(SMALLEST_CHUNK, chunk), buckets(SMALLEST_SPAN, context)
+        self.chunks, self.spans = buckets(SMALLEST_CHUNK, min(chunk, context)), buckets(SMALLEST_SPAN, context)
         self._words = -(-setting.architecture.vocab_size // 32)
         self._open = {rows: jnp.zeros((rows, self._words), jnp.int32) for rows in (1, slots)}
 

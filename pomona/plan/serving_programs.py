@@ -74,7 +74,7 @@ def _compile(name: str, plan: ServingPlan, rope_base: float) -> Compiled:
 
     dtype = lambda spec: jnp.float32 if spec.role == "norm" else jnp.bfloat16
     params = map_specs(lambda spec: array(spec.shape, dtype(spec), spec.axes), parameter_specs(a))
-    shape, axes = (a.num_layers, s.slots, s.context, a.num_kv_heads, a.head_dim), ("layers", *KEPT)
+    shape, axes = (a.num_layers, s.slots, a.num_kv_heads, s.context, a.head_dim), ("layers", *KEPT)
 
     def side() -> Any:
         if s.cache == "bfloat16":

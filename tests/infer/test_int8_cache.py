@@ -43,7 +43,7 @@ def test_attention_is_that_over_the_numbers_the_cache_holds():
     q, k, v = numbers(2, 3, 4, 16, seed=1) / 4, numbers(2, 7, 2, 16, seed=2) / 4, numbers(2, 7, 2, 16, seed=3)
     visible = np.tril(np.ones((3, 7), bool), 4)[None].repeat(2, 0)
     keys, values = quantize(jnp.asarray(k)), quantize(jnp.asarray(v))
-    cut = lambda x, part: jax.tree.map(lambda leaf: leaf[:, part], x)
+    cut = lambda x, part: jax.tree.map(lambda leaf: leaf.swapaxes(1, 2)[:, :, part], x)  # [B, K, S, H]
     parts = [
         Seen(cut(keys, part), cut(values, part), jnp.asarray(visible[..., part])) for part in (slice(4), slice(4, 7))
     ]

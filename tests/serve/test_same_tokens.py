@@ -178,7 +178,7 @@ def test_on_several_devices(build, talk, kept):
         busy = talk(backend, guesses=Guesses(LookUp, backend.slots, backend.guesses)).ask(*orders).run()
         texts.append([busy.said(one.id) for one in orders])
         (first, *_) = jax.tree.leaves(backend._slots.cache)
-        assert first.sharding.shard_shape(first.shape)[-2] == first.shape[-2] // tensor, "each has its own heads"
+        assert first.sharding.shard_shape(first.shape)[-3] == first.shape[-3] // tensor, "each has its own heads"
     assert texts[0] == texts[1]
 
 
