@@ -60,6 +60,9 @@ bench-decode: .venv/peers .venv/llama  ## tokens a second of a 3 B model on this
 bench-serve: .venv/peers .venv/llama-server  ## many users at once, beside llama.cpp's server and transformers
 	.venv/bin/python bench/serve.py
 
+soak: .venv/dev  ## 20,000 requests with disconnects and nonsense among them: nothing is left behind
+	POMONA_SOAK=20000 .venv/bin/python -m pytest tests/api/test_faults.py -k two_thousand
+
 bench-fuzz: .venv/base  ## 100,000 damaged device files, opened and computed under the address sanitizer
 	.venv/bin/python bench/fuzz.py
 

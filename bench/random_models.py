@@ -52,7 +52,7 @@ def write_ours(path, kind):
             yield f"{name}.factors", np.full(outputs, inputs**-0.5 / 64, np.float32)
         for name, shape in norm_shapes(AFM_DEVICE).items():
             yield name, np.ones(shape, np.float32)
-        yield "tokenizer", np.frombuffer(any_tokenizer(), np.uint8)
+        yield "tokenizer", np.frombuffer(any_tokenizer(AFM_DEVICE.vocab_size), np.uint8)
 
     weights = sum(outputs * inputs for name, (outputs, inputs) in shapes.items() if name != "embedding")
     average = sum(o * i * bits[name] for name, (o, i) in shapes.items() if name != "embedding") / weights
@@ -60,15 +60,21 @@ def write_ours(path, kind):
     write_file(path, about | {"bits_per_weight": average, "fingerprint": kind}, tensors())
 
 
-def any_tokenizer():
-    """A small tokenizer: only the speed of the decoder is measured."""
+def any_tokenizer(vocab_size):
+    """A tokenizer with a text for every token of a model: a small one that was trained, and pieces that were made up."""
     import tempfile
+
+    from sentencepiece import sentencepiece_model_pb2
 
     from pomona.data.tokenizer import MODEL_FILE, train_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(["some text to learn pieces from, again and again"] * 50, 300, 100_000, Path(folder))
-        return (Path(folder) / MODEL_FILE).read_bytes()
+        model = sentencepiece_model_pb2.ModelProto.FromString((Path(folder) / MODEL_FILE).read_bytes())
+    for number in range(len(model.pieces), vocab_size):
+        model.pieces.add(piece=f"\u2581w{number}", score=-float(number))
+    model.trainer_spec.vocab_size = vocab_size
+    return model.SerializeToString()
 
 
 def write_peer(path, kind):

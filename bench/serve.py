@@ -242,7 +242,7 @@ def random_run(path):
     draft = RunFolder(path.with_name(f"draft-{path.name}"))
     draft.tokenizer.mkdir(parents=True)
     write_json(draft.config, to_json(run))
-    (draft.tokenizer / MODEL_FILE).write_bytes(any_tokenizer())
+    (draft.tokenizer / MODEL_FILE).write_bytes(any_tokenizer(run.architecture.vocab_size))
     store = Store(draft.checkpoints, CheckpointConfig())
     store.save(1, {"params": jax.jit(lambda: initialize(parameter_specs(run.architecture), jax.random.key(5)))()}, {})
     store.close()
