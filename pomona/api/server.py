@@ -108,7 +108,10 @@ class _Server(uvicorn.Server):
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    sock = None
     try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError(f"there is no port {port}")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -116,6 +119,8 @@ def _bound(host: str, port: int) -> socket.socket:
         sock.listen(1024)
         return sock
     except (OSError, OverflowError) as error:
+        if sock is not None:
+            sock.close()
         raise UserError(
             f"{host}:{port} cannot be listened at: {error}.",
             "an address of this machine, and a port of 0 to 65535 that nobody has.",

@@ -77,6 +77,13 @@ def empty_cache(
     return Cache(side(), side())
 
 
+def cache_bytes(architecture: Architecture, sequences: int, columns: int, dtype: Any) -> int:
+    """What `empty_cache` takes, on all devices together."""
+    a, size = architecture, jnp.dtype(dtype).itemsize
+    head = a.head_dim * size + (4 if jnp.dtype(dtype) == jnp.int8 else 0)
+    return 2 * sequences * columns * a.num_layers * a.num_kv_heads * head
+
+
 def kept(like: Any, new_RTKH: jax.Array) -> jax.Array | Int8:
     """New keys or values as a cache keeps them, [R, K, T, H], `like` being those of one of its layers: attention never
     sees other numbers, whether it reads them from the cache or not."""

@@ -8,6 +8,9 @@ import jax
 import numpy as np
 
 from pomona.adapters.bank import NONE
+from pomona.core.errors import UserError
+from pomona.core.machine import available_memory
+from pomona.infer.cache import cache_bytes
 from pomona.infer.sample import Likely as Array
 from pomona.infer.sample import choices
 from pomona.infer.slots import Drawn, Setting, Slots, Wanted
@@ -54,12 +57,14 @@ class JaxBackend:
         self.adapters = tuple(adapters or ())
         model = load_adapted(run, step, list((adapters or {}).values()), mesh)
         execution = resolve(model.run.execution, jax.default_backend(), tensor)
+        dtype = "int8" if cache == "int8" else execution.compute_dtype
+        _check_memory(cache_bytes(model.run.architecture, slots, context, dtype) // tensor, slots, context)
         setting = Setting(model.run.architecture, execution, model.stage.rope_base)
         self.slots, self.context, self.chunk = slots, context, chunk
         self.draws, self.guesses = draws if not guesses else 1, guesses
         self.vocab_size = model.run.architecture.vocab_size
         self.tokenizer = model.tokenizer
-        self._slots = Slots(model.params, setting, slots, context, "int8" if cache == "int8" else None, chunk, mesh)
+        self._slots = Slots(model.params, setting, slots, context, dtype, chunk, mesh)
         self.device = f"{tensor} x {jax.devices()[0].device_kind}" if tensor > 1 else jax.devices()[0].device_kind
         self.memory_bytes = self._slots.nbytes
         self.compiled = 0
@@ -133,6 +138,18 @@ class JaxBackend:
         masks_RW = np.stack([open_W if mask is None else mask for mask in masks]) if masked else None
         asked = choices([one.sampling for one in chosen], [one.seed for one in chosen])
         return self._slots.wanted(asked, number, tell or any(one.logprobs is not None for one in chosen), masks_RW)
+
+
+def _check_memory(needed: int, slots: int, context: int) -> None:
+    """Raises `UserError` where a device has no room for the keys and values."""
+    told = jax.devices()[0].memory_stats() or {}
+    free = told["bytes_limit"] - told.get("bytes_in_use", 0) if "bytes_limit" in told else available_memory()
+    if needed > free:
+        raise UserError(
+            f"{slots} slots of {context} tokens need {needed / 2**30:.1f} GiB for keys and values.",
+            f"{free / 2**30:.1f} GiB are free beside the weights.",
+            f"--slots {max(1, slots // 4)} --context {max(256, context // 4)}, or --cache int8",
+        )
 
 
 def _whole(work: Work) -> bool:

@@ -108,7 +108,7 @@ class Remote:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=sys.stderr,
+                stdout=2,  # what a library prints is no message of ours
                 env=COMPILED | os.environ,
             )
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)

@@ -8,6 +8,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # mock_server.py is a module of the tests here
 from mock_server import TOKENIZER, serving
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))  # small_palettes.py is a module of the tests there
+from small_palettes import write_device_file
+
 from pomona.data.tokenizer import load_tokenizer
 
 
@@ -26,3 +29,9 @@ def client(server):
 @pytest.fixture(scope="session")
 def tokenizer():
     return load_tokenizer(TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def both(cache, tmp_path_factory):
+    """A small run folder and its device file."""
+    return write_device_file(tmp_path_factory.mktemp("engines"), cache)

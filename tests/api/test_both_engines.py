@@ -11,9 +11,6 @@ from pathlib import Path
 import openai
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))  # small_palettes.py is a module of the tests there
-from small_palettes import write_device_file
-
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {
     "type": "object",
@@ -21,11 +18,6 @@ SCHEMA = {
     "required": ["yes"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def both(cache, tmp_path_factory):
-    return write_device_file(tmp_path_factory.mktemp("engines"), cache)
 
 
 @pytest.fixture(scope="module", params=["run folder", "device file"])

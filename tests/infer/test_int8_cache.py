@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomona.infer.cache import Int8, Seen, attend, empty_cache, quantize
+from pomona.infer.cache import Int8, Seen, attend, cache_bytes, empty_cache, quantize
 from pomona.infer.generate import generate
 from pomona.infer.slots import Setting, _hidden, _logits
 from pomona.model.config import Architecture, Execution, resolve
@@ -106,4 +106,5 @@ def test_it_generates_and_takes_a_quarter_of_the_memory(params):
         sum(x.nbytes for x in jax.tree.leaves(empty_cache(ARCHITECTURE, 2, 64, dtype, "scanned")))
         for dtype in (jnp.float32, jnp.int8)
     ]
+    assert sizes == [cache_bytes(ARCHITECTURE, 2, 64, dtype) for dtype in (jnp.float32, jnp.int8)]
     assert sizes[1] / sizes[0] == pytest.approx(1 / 4 + 1 / 16, abs=0.01), "four bytes a scale for 16 numbers"
