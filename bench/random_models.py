@@ -61,7 +61,7 @@ def write_ours(path, kind):
 
 
 def any_tokenizer(vocab_size):
-    """A tokenizer with a text for every token of a model: a small one that was trained, and pieces that were made up."""
+    """A tokenizer with a text for every token of a model: a small trained one, and pieces that were made up."""
     import tempfile
 
     from sentencepiece import sentencepiece_model_pb2

@@ -36,21 +36,12 @@ def drafter_of(
     Raises:
         UserError: the smaller model has another tokenizer, or cannot be opened.
     """
+    from pomona.device.engine import load_drafter
     from pomona.device.speculate import DraftModel, LookUp
 
     if speculate == "none":
         return None
     if speculate == "lookup":
         return LookUp()
-    if not Path(speculate).is_file():
-        raise UserError(
-            f"--speculate {speculate}.", "it is none, lookup, or the path of a device file.", "--speculate lookup"
-        )
-    smaller = open_model(Path(speculate))
-    if smaller.tokenizer.fingerprint != model.tokenizer.fingerprint:
-        raise UserError(
-            f"{speculate} has another tokenizer than {model.file.path}.",
-            "a guess is a token of both models.",
-            "a model that was trained with the same tokenizer, or --speculate lookup",
-        )
+    smaller = load_drafter(speculate, model.tokenizer)
     return DraftModel(smaller.open(context, threads), sampling)

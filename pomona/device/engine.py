@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pomona.core.errors import UserError
 from pomona.core.machine import usable_cores
 from pomona.data.stream import stream_text
 from pomona.data.tokenizer import BEGIN, MODEL_FILE, Tokenizer, load_tokenizer
@@ -116,3 +117,26 @@ def load(path: str | Path, check: bool = False) -> DeviceModel:
         (Path(folder) / MODEL_FILE).write_bytes(file.tokenizer)
         tokenizer = load_tokenizer(Path(folder))
     return DeviceModel(file, tokenizer)
+
+
+def load_drafter(speculate: str, tokenizer: Tokenizer) -> DeviceModel:
+    """The smaller model of a file, which guesses what a model with this tokenizer says.
+
+    Args:
+        speculate: as an option has it: the path of a device file.
+
+    Raises:
+        UserError: it is none, is damaged, or has another tokenizer.
+    """
+    if not Path(speculate).is_file():
+        raise UserError(
+            f"--speculate {speculate}.", "it is none, lookup, or the path of a device file.", "--speculate lookup"
+        )
+    smaller = load(speculate, check=True)
+    if smaller.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{speculate} has another tokenizer than the model.",
+            "a guess is a token of both models.",
+            "a model that was trained with the same tokenizer, or --speculate lookup",
+        )
+    return smaller

@@ -5,10 +5,9 @@ what is said is the same with and without guesses, token by token, for every tem
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
-from pomona.core.errors import UserError
 from pomona.data.tokenizer import Tokenizer
+from pomona.device.engine import load_drafter
 from pomona.device.speculate import Drafter, DraftModel, LookUp, Pace
 
 
@@ -50,18 +49,6 @@ def drafter_of(speculate: str, tokenizer: Tokenizer, context: int) -> Callable[[
         return None
     if speculate == "lookup":
         return LookUp
-    from pomona.device.engine import load
-
-    if not Path(speculate).is_file():
-        raise UserError(
-            f"--speculate {speculate}.", "it is none, lookup, or the path of a device file.", "--speculate lookup"
-        )
-    smaller = load(speculate, check=True)
-    if smaller.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{speculate} has another tokenizer than the model.",
-            "a guess is a token of both models.",
-            "a model that was trained with the same tokenizer, or --speculate lookup",
-        )
+    smaller = load_drafter(speculate, tokenizer)
     engine = smaller.engine()
     return lambda: DraftModel(engine.open(context))

@@ -6,8 +6,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]  # out of the way of 3 and 4
+for target, end in zip((3, 4), ends):
+    os.dup2(end, target)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+"""A browser reads at 3 and writes at 4. No function before the start in this process: JAX warns where it is forked."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -91,16 +100,9 @@ def browsing(folder):
     theirs_in, ours_out = os.pipe()
     command = [installed(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
     command += [f"--user-data-dir={folder}", "--no-first-run", "--disable-extensions"]
-
-    def setup():
-        """It reads at 3 and writes at 4, which may be ends of these pipes themselves: copied out of the way first."""
-        ends = os.dup(theirs_in), os.dup(theirs_out)
-        for target, end in zip((3, 4), ends):
-            os.dup2(end, target)
-
-    process = subprocess.Popen(
-        command, preexec_fn=setup, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    launch = [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), *command]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(launch, pass_fds=(theirs_in, theirs_out), **silent)
     os.close(theirs_in)
     os.close(theirs_out)
     with os.fdopen(ours_out, "wb") as write, os.fdopen(ours_in, "rb") as read:

@@ -80,11 +80,14 @@ def test_a_stop_is_left_out_and_ends(client, stream):
 
 
 def test_log_probabilities_of_a_chat(client, tokenizer):
-    found = client.chat.completions.create(model="toy", messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=3)
-    content = found.choices[0].logprobs.content
-    assert len(content) == 6 and all(len(one.top_logprobs) == 3 for one in content)
-    assert b"".join(bytes(one.bytes) for one in content).decode().lstrip(" ") == found.choices[0].message.content
-    assert content[0].top_logprobs[0].token == content[0].token and content[0].logprob < 0
+    asked = {"model": "toy", "messages": HELLO, "max_tokens": 6, "logprobs": True, "top_logprobs": 3}
+    for seed in range(5):
+        found = client.chat.completions.create(**asked, seed=seed)
+        content = found.choices[0].logprobs.content
+        assert len(content) == 6 and all(len(one.top_logprobs) == 3 for one in content)
+        spoken = b"".join(bytes(one.bytes) for one in content).decode("utf-8", "replace")
+        assert spoken.lstrip(" ") == found.choices[0].message.content
+        assert content[0].top_logprobs[0].token == content[0].token and content[0].logprob < 0
 
 
 def test_completions_of_several_prompts_echo_and_tell(client, tokenizer):

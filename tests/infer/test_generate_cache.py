@@ -112,7 +112,8 @@ def test_a_mask_forbids(params):
 
 def run(params, prompts=PROMPTS, **changes):
     options = {"rope_base": ROPE_BASE, "max_tokens": 12, "sampling": GREEDY} | changes
-    return generate(params, prompts, ARCHITECTURE, resolve(Execution(), "cpu"), **options)
+    execution = resolve(Execution(layers="scanned"), "cpu")  # half the time to compile
+    return generate(params, prompts, ARCHITECTURE, execution, **options)
 
 
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(params):
@@ -140,7 +141,7 @@ def test_pieces_of_a_prompt_and_steps_of_a_dispatch_do_not_show(params, monkeypa
     long = [np.random.default_rng(1).integers(0, 97, 70).tolist(), *PROMPTS]
     hot = Sampling(1.0, 20)
     expected = [run(params, long), run(params, long, sampling=hot, seed=2)]
-    for chunk, steps in ((16, 1), (20, 5), (64, 12)):
+    for chunk, steps in ((16, 1), (64, 12)):
         monkeypatch.setattr("pomona.infer.generate.CHUNK", chunk)
         monkeypatch.setattr("pomona.infer.generate.STEPS", steps)
         assert [run(params, long), run(params, long, sampling=hot, seed=2)] == expected

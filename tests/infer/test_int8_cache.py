@@ -14,7 +14,7 @@ from pomona.model.sampling import Sampling
 from pomona.model.spec import initialize
 
 ARCHITECTURE = Architecture(97, 32, 3, 4, 2, 16, 48)
-EXECUTION = resolve(Execution(), "cpu")
+EXECUTION = resolve(Execution(layers="scanned"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,12 @@ def test_it_generates_and_takes_a_quarter_of_the_memory(params):
     options = {"rope_base": 1e4, "max_tokens": 8, "sampling": Sampling(temperature=0)}
     prompts = [[1, 5, 9, 60], [1, 70]]
     rounded = generate(params, prompts, ARCHITECTURE, EXECUTION, cache_dtype="int8", **options)
-    cache = empty_cache(ARCHITECTURE, 1, 12, jnp.int8, "unrolled")
+    cache = empty_cache(ARCHITECTURE, 1, 12, jnp.int8, "scanned")
+    setting = Setting(ARCHITECTURE, EXECUTION, 1e4)
+    step = jax.jit(lambda tokens, first, cache: _hidden(params, tokens, None, first, cache, setting, 12))
     tokens, first = prompts[0], 0
     for expected in rounded[0]:  # token by token, in place of several in a dispatch
-        setting = Setting(ARCHITECTURE, EXECUTION, 1e4)
-        hidden, cache = _hidden(params, jnp.asarray([tokens]), None, jnp.asarray([first]), cache, setting, 12)
+        hidden, cache = step(jnp.asarray([tokens]), jnp.asarray([first]), cache)
         first, tokens = first + len(tokens), [int(np.argmax(_logits(params, hidden[0, -1])))]
         assert tokens == [expected]
     sizes = [

@@ -166,7 +166,7 @@ def test_another_run_fleet_or_source_is_another_program(compiler, tmp_path, monk
     for each in others * 2:
         compile_stage(each[0], 0, each[1], tmp_path)
     assert len(compiler) == len(list(tmp_path.iterdir())) == len(others)
-    monkeypatch.setattr(compiled, "_source_fingerprint", lambda: "another")
+    monkeypatch.setattr(compiled, "_source_fingerprint", lambda folders: "another")
     compile_stage(run, 0, fleet, tmp_path)
     assert len(compiler) == len(list(tmp_path.iterdir())) == len(others) + 1
 
