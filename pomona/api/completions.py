@@ -7,7 +7,7 @@ from typing import Any
 from pomona.api import forms
 from pomona.api.answers import Piece, pieces, whole
 from pomona.api.keys import Principal
-from pomona.api.service import Service
+from pomona.api.service import Service, whose
 from pomona.api.wire import CompletionRequest, EmbeddingRequest, check, prompts, stops
 from pomona.serve.messages import Submit
 
@@ -92,11 +92,8 @@ async def embeddings(service: Service, request: EmbeddingRequest, who: Principal
     for tokens in given:
         service.room(tokens, 0)
     service.admit(len(given))
-    principal = f"{who.name}/{request.user or ''}"
-    orders = [
-        Submit(0, tokens, 0, embed=True, adapter=adapter, principal=principal, priority=who.priority)
-        for tokens in given
-    ]
+    own = whose(who, request.user) | {"adapter": adapter, "priority": who.priority}
+    orders = [Submit(0, tokens, 0, embed=True, **own) for tokens in given]
     found = await whole(service, orders, ())
     data = [
         {"object": "embedding", "index": i, "embedding": forms.embedding(_vector(piece), request.encoding_format)}

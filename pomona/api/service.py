@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+from typing import Any
 
 from pomona.api.counters import Counters
 from pomona.api.errors import ApiError
@@ -131,6 +132,12 @@ class Service:
             echo=echo,
             grammar=grammar,
             adapter=self.adapter(request.model),
-            principal=f"{who.name}/{request.user or ''}",
+            **whose(who, request.user),
             priority=who.priority if request.priority is None else min(request.priority, who.priority),
         )
+
+
+def whose(who: Principal, user: str | None) -> dict[str, Any]:
+    """Who is served, and whose prompts' beginnings may be shared. A key has one share, whatever users it names; nobody
+    shares with another user or key: a key's name has no white space."""
+    return {"principal": who.name or user or "", "sharing": f"{who.name}\n{user or ''}"}

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from pomona.api.errors import ApiError, wrong
-from pomona.serve.messages import MOST_LIKELY
+from pomona.model.sampling import MOST_LIKELY
 
 MOST_CHOICES, MOST_STOPS, MOST_TOOLS = 128, 16, 128
 

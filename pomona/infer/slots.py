@@ -24,14 +24,13 @@ from pomona.infer.cache import KEPT, Cache, Seen, attend, empty_cache, kept, wri
 from pomona.infer.sample import Array, Choices, Likely, likely, sample
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, embed, parameter_specs, run_layers
+from pomona.model.sampling import MOST_LIKELY
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted
 from pomona.ops.palette import Palettized
 from pomona.parallel import rules
 from pomona.parallel.config import shards
 
-MOST_LIKELY = 20
-"""Tokens that are told with log-probabilities, as many as OpenAI's interface has at most."""
 SMALLEST_CHUNK, SMALLEST_SPAN = 16, 256
 
 
@@ -173,7 +172,7 @@ def decode(
     Args:
         token_BT: the last token of each, which is not in the cache yet, and guesses after it, for one step.
         position_B: the place of the first of them.
-        span: columns that are looked at: every position is below `span - steps - T + 2`.
+        span: columns that are looked at: every position is below `span - steps + 1`.
 
     Returns:
         Drawn of [steps, B] or [T, B], and the longer cache.

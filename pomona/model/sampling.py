@@ -4,6 +4,9 @@ import dataclasses
 
 from pomona.core.errors import UserError
 
+MOST_LIKELY = 20
+"""Tokens that are told with a log-probability at most, as OpenAI has it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:

@@ -185,11 +185,11 @@ class Engine:
         assert active is not None
         order, tokens = active.order, active.tokens(0, active.total)
         known = self.held if self.keep_prefixes and not active.reads_all else [Held(used=h.used) for h in self.held]
-        found = place(known, free, tokens, order.adapter, order.principal, self.backend.copies)
+        found = place(known, free, tokens, order.adapter, order.sharing, self.backend.copies)
         if found.copied_from is not None:
             self.backend.copy(found.copied_from, found.slot, found.kept)
         self.scheduler.admit(found.slot)
-        self.held[found.slot] = Held(tokens[: found.kept], order.adapter, order.principal, self.steps)
+        self.held[found.slot] = Held(tokens[: found.kept], order.adapter, order.sharing, self.steps)
         active.computed = found.kept
         if not active.told:
             active.cached = found.kept

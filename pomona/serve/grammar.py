@@ -19,10 +19,14 @@ ESCAPE_BYTE = ESCAPE.encode()[:1]
 class Grammars:
     """A tokenizer as llguidance needs it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
+        """
+        Args:
+            vocab_size: the model's, which may be larger than the tokenizer's: tokens that are no text never follow.
+        """
         import llguidance
 
-        self.vocab_size = tokenizer.vocab_size
+        self.sizes = tokenizer.vocab_size, max(tokenizer.vocab_size, vocab_size or 0)
         self._llguidance = llguidance
         self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Pieces(tokenizer)))
 
@@ -39,19 +43,20 @@ class Grammars:
 
     def follow(self, grammar: str) -> "Follower":
         """Begins a text of a grammar that `check` has let pass."""
-        return Follower(self._llguidance.LLMatcher(self._tokens, grammar, log_level=0), self.vocab_size)
+        return Follower(self._llguidance.LLMatcher(self._tokens, grammar, log_level=0), *self.sizes)
 
 
 class Follower:
     """Where in its grammar a text is."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, tokens: int, vocab_size: int) -> None:
         self._matcher = matcher
-        self._mask = np.zeros((vocab_size + 31) // 32, np.int32)
+        self._mask = np.zeros(-(-vocab_size // 32), np.int32)
+        self._own = self._mask[: -(-tokens // 32)]
 
     def mask(self) -> np.ndarray:
         """int32 [V / 32]: a bit for each token that may come next; the end among them where the text may end."""
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._own.ctypes.data, self._own.nbytes)
         if self._matcher.is_error():
             raise UserError(
                 f"the schema cannot be followed: {self._matcher.get_error().partition(chr(10))[0]}.",

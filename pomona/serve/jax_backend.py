@@ -76,18 +76,15 @@ class JaxBackend:
     def warm(self) -> None:
         """Runs every program once, on slots that nobody has yet."""
         one, all_ = self._wanted([NOTHING], [None], [None]), self._nothing()
-        for span in self._slots.spans:
+        spans = self._slots.spans
+        for span, position in zip(spans, (0, *(before + 1 for before in spans))):  # the first at which it is looked at
             for chunk in self._slots.chunks:
-                self._slots.read(
-                    0, span, [1] * min(chunk, 1 + self.context - span), one
-                ) if span < self.context else None
-                self._slots.read(0, 0, [1] * chunk, one)
+                self._slots.read(0, position, [1] * chunk, one)
+            elsewhere = [self.context] * (self.slots - 1)
             for steps in {1, self.draws}:
-                places = [max(0, span - steps)] + [self.context] * (self.slots - 1)
-                self._slots.decode([[1]] * self.slots, places, all_, steps)
+                self._slots.decode([[1]] * self.slots, [max(0, span - steps), *elsewhere], all_, steps)
             if self.guesses:
-                places[0] = max(0, span - 1 - self.guesses)
-                self._slots.decode([[1] * (1 + self.guesses)] * self.slots, places, all_, 1)
+                self._slots.decode([[1] * (1 + self.guesses)] * self.slots, [span - 1, *elsewhere], all_, 1)
         self._slots.read(0, 0, [1, 1], one, [1, 1])
         self._slots.copy(0, self.slots - 1)
         self.compiled = 0

@@ -9,8 +9,6 @@ import msgspec
 
 LARGEST = 1 << 28
 """Bytes of a message at most."""
-MOST_LIKELY = 20
-"""How many of the most likely tokens a request may ask for at most, as OpenAI has it."""
 
 
 class Start(msgspec.Struct, tag="start", frozen=True, omit_defaults=True):
@@ -58,7 +56,9 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
     """What the text has to be, as llguidance reads it."""
     adapter: str | None = None
     principal: str = ""
-    """On whose behalf: fairness is between principals, and nothing kept of one serves another."""
+    """On whose behalf: fairness is between principals."""
+    sharing: str = ""
+    """What is computed for one request serves others with the same text here, and no more."""
     priority: int = 0
     """Higher goes first, and takes the place of lower where there is none."""
 

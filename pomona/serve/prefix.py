@@ -1,6 +1,6 @@
 """What slots still hold of earlier texts, so that a text with the same beginning is not computed again.
 
-Kept is kept per adapter, whose keys and values differ, and per principal: who measures how soon an answer begins learns
+Kept is kept per adapter, whose keys and values differ, and per user: who measures how soon an answer begins learns
 nothing of what others have asked.
 """
 
@@ -17,7 +17,7 @@ class Held:
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     adapter: str | None = None
-    principal: str = ""
+    sharing: str = ""
     used: int = 0
     """When it was used last, in steps."""
 
@@ -36,7 +36,7 @@ def place(
     free: Collection[int],
     tokens: Sequence[int],
     adapter: str | None,
-    principal: str,
+    sharing: str,
     copies: bool,
 ) -> Placement:
     """The free slot that keeps most of a text; without any, the one that was not used for longest.
@@ -44,7 +44,7 @@ def place(
     At least the last token is computed: what follows it is asked for.
     """
     shared = {
-        slot: _shared(one.tokens, tokens) if (one.adapter, one.principal) == (adapter, principal) else 0
+        slot: _shared(one.tokens, tokens) if (one.adapter, one.sharing) == (adapter, sharing) else 0
         for slot, one in enumerate(held)
     }
     best = max(free, key=lambda slot: (shared[slot], -len(held[slot].tokens), -held[slot].used))

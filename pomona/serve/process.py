@@ -75,7 +75,7 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(framed(ready))
     out: list[Event] = []
     guesses = Guesses(drafter, backend.slots, backend.guesses) if drafter and backend.guesses else None
-    engine = Engine(backend, out.append, Grammars(tokenizer), start.keep_prefixes, guesses)
+    engine = Engine(backend, out.append, Grammars(tokenizer, backend.vocab_size), start.keep_prefixes, guesses)
     _run(engine, out, connection, _orders(stream))
 
 

@@ -49,10 +49,6 @@ class Remote:
         """Requests that have not ended."""
         return len(self._waiting)
 
-    @property
-    def process_id(self) -> int | None:
-        return self._process.pid if self._process else None
-
     async def start(self) -> Ready:
         """Starts the process and waits until it computes.
 

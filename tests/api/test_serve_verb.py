@@ -1,10 +1,8 @@
 """`pomona serve`: the first wrong things that a person types."""
 
-import re
 import socket
 
 import pytest
-from mock_server import TOKENIZER, serving
 
 from pomona.api.keys import read_keys
 from pomona.api.template import Template, read_template
@@ -81,8 +79,3 @@ def test_the_plain_form_is_that_of_the_terminal():
     assert Template().render(messages, None) == "Be brief.\nUser: Hello\nAssistant:"
     messages += [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "More"}]
     assert Template().render(messages, None) == "Be brief.\nUser: Hello\nAssistant: Hi.\nUser: More\nAssistant:"
-
-
-def test_what_it_says_first_can_be_typed(tmp_path):
-    with serving(slots=2, context=256) as server:
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url) and TOKENIZER.exists()

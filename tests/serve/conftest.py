@@ -50,7 +50,7 @@ def bundles(both, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def build(both, bundles, tokenizer):
-    """build(kind, **sizes): a backend that has warmed up."""
+    """build(kind, **sizes): a backend; what it needs is compiled when it is needed."""
 
     def of(kind, **sizes):
         if kind == "mock":

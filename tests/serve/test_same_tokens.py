@@ -1,6 +1,5 @@
 """What a request gets does not depend on what else is computed: on three engines, the same tokens as alone."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,7 +11,8 @@ import pytest
 from pomona.device.speculate import Guess, LookUp
 from pomona.model.config import resolve
 from pomona.model.objective import TokenBatch, hidden_states
-from pomona.serve.grammar import json_grammar
+from pomona.serve.backend import allowed
+from pomona.serve.grammar import Grammars, json_grammar
 from pomona.serve.guess import Guesses
 from pomona.serve.messages import Cancel, Submit
 from pomona.train.load import load_model
@@ -89,7 +89,7 @@ def test_with_what_is_kept_of_others(backend, talk, alone):
     shorter = changed(first, id=32, tokens=first.tokens[:41] + prompt(6, 12))
     again = changed(first, id=33)
     with_adapter = changed(first, id=34, adapter="red")
-    of_another = changed(first, id=35, principal="someone else")
+    of_another = changed(first, id=35, sharing="someone else")
     keeping = talk(backend)
     cached = {}
     for one in (first, longer, shorter, again, with_adapter, of_another):
@@ -249,7 +249,8 @@ def test_nothing_is_left_behind(backend, talk):
     busy.run(5)
     busy.ask(*(Cancel(120 + i) for i in range(12)))
     assert busy.engine.idle and not busy.engine.scheduler.running and not busy.engine.scheduler.waiting
-    assert dataclasses.asdict(busy.engine.held[0])["tokens"] is not None
+    busy.ask(*(order(140 + i, 20, 5) for i in range(backend.slots))).run(1)
+    assert len(busy.engine.scheduler.running) == backend.slots, "every slot can be had again"
 
 
 def test_log_probabilities_are_those_of_the_training_forward(kind, both, backend, talk):
@@ -269,13 +270,23 @@ def test_log_probabilities_are_those_of_the_training_forward(kind, both, backend
     assert error.mean() < (1e-5 if kind == "jax" else 0.03)
 
 
-def test_nothing_is_compiled_after_warming_up(backend, talk):
-    """Every kind of request, at every length, alone and together."""
-    before = backend.compiled  # that of others in this process is counted too
-    busy = talk(backend)
-    for number, length in enumerate((2, 16, 17, 33, 64, 100, 126)):
-        extras = [{}, {"logprobs": 3}, {"adapter": "red"}, {"echo": True}, {"grammar": json_grammar(SCHEMA)}]
-        busy.ask(order(170 + number, length, 9, **extras[number % 5])).run(number)
+def test_nothing_is_compiled_after_warming_up(build, talk):
+    """Every kind of request, with more columns than one bucket has: before, at and after its end."""
+    backend = build("jax", slots=2, context=320, chunk=16, draws=2)
+    backend.warm()
+    before, busy = backend.compiled, talk(backend)
+    extras = [{}, {"logprobs": 3}, {"adapter": "red"}, {"echo": True}, {"grammar": json_grammar(SCHEMA)}]
+    lengths = (3, 240, 255, 256, 257, 290, 312)
+    for number, length in enumerate(lengths):
+        busy.ask(order(170 + number, length, 7, **extras[number % 5])).run(30 * (number % 2))
     busy.ask(Submit(180, prompt(1, 77), 0, embed=True), *(order(181 + i, 90, 9, seed=5) for i in range(4))).run()
-    assert all(busy.ending(170 + number).reason != "failed" for number in range(7))
+    assert all(busy.ending(170 + number).reason != "failed" for number in range(len(lengths)))
     assert backend.compiled == before
+
+
+def test_a_model_with_more_rows_than_its_tokenizer_has_tokens(tokenizer):
+    narrow, wide = Grammars(tokenizer), Grammars(tokenizer, tokenizer.vocab_size + 100)
+    masks = [grammars.follow(json_grammar(SCHEMA)).mask() for grammars in (narrow, wide)]
+    bits = [allowed(mask, size) for mask, size in zip(masks, (tokenizer.vocab_size, tokenizer.vocab_size + 100))]
+    assert np.array_equal(bits[0], bits[1][: tokenizer.vocab_size]) and bits[0].any()
+    assert not bits[1][tokenizer.vocab_size :].any(), "what is no text is never drawn"
