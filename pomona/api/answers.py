@@ -10,8 +10,8 @@ from typing import Any
 from pomona.api.errors import ApiError
 from pomona.api.service import Service
 from pomona.data.stream import TextStream
+from pomona.serve.link import Unavailable
 from pomona.serve.messages import Finished, Likely, Prompted, Said, Submit
-from pomona.serve.remote import Unavailable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ async def _choice(service: Service, index: int, order: Submit, stops: Sequence[s
 
 async def _events(service: Service, order: Submit) -> AsyncGenerator[Any, None]:
     try:
-        async with contextlib.aclosing(service.remote.events(order)) as events:
+        async with contextlib.aclosing(service.link.events(order)) as events:
             async for event in events:
                 yield event
     except Unavailable as error:

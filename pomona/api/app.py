@@ -54,7 +54,7 @@ def build_app(service: Service) -> Starlette:
         return _model(service, request.path_params["name"])
 
     async def health(request: Request) -> Response:
-        up = service.remote.ready is not None and not service.draining
+        up = service.link.ready is not None and not service.draining
         status = {"status": "ok" if up else "stopping" if service.draining else "engine restarting"}
         return _json(status, 200 if up else 503)
 

@@ -60,7 +60,7 @@ async def _serve(listening: Listening, say: Callable[[str], None]) -> None:
         name=listening.name,
         adapters=tuple(listening.start.adapters),
         tokenizer=listening.tokenizer,
-        remote=remote,
+        link=remote,
         template=listening.template,
         keys=listening.keys,
         counters=Counters(remote),

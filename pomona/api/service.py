@@ -12,8 +12,8 @@ from pomona.api.wire import Common
 from pomona.core.errors import UserError
 from pomona.data.tokenizer import BEGIN, Tokenizer
 from pomona.serve.grammar import Grammars
+from pomona.serve.link import LOST, Link
 from pomona.serve.messages import Submit
-from pomona.serve.remote import LOST, Remote
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Service:
     name: str
     adapters: tuple[str, ...]
     tokenizer: Tokenizer
-    remote: Remote
+    link: Link
     template: Template
     keys: Keys
     counters: Counters
@@ -35,7 +35,7 @@ class Service:
 
     @property
     def context(self) -> int:
-        return self.remote.ready.context if self.remote.ready else self.remote.start_order.context
+        return self.link.context
 
     def models(self) -> list[str]:
         """The names that a request may use."""
@@ -99,9 +99,9 @@ class Service:
         """Raises `ApiError` where so many more sequences are too many: 429, or 503 where nothing is computed."""
         if self.draining:
             raise ApiError(503, "The server is stopping.", "stopping", retry_after=5)
-        if self.remote.ready is None:
+        if self.link.ready is None:
             raise ApiError(503, f"{LOST[0].upper()}{LOST[1:]}.", "engine_restarting", retry_after=2)
-        slots, waiting = self.remote.ready.slots, self.remote.in_flight
+        slots, waiting = self.link.ready.slots, self.link.in_flight
         if waiting + count > slots + self.most_waiting:
             seconds = max(1, min(60, round(waiting / slots)))
             message = f"{waiting} sequences are computed or wait, and {slots + self.most_waiting} may."

@@ -1,20 +1,18 @@
-"""The engine's process as the server sees it: starts it, starts it again when it dies, brings events to who waits."""
+"""The engine's process as the server sees it: starts it, and starts it again when it dies."""
 
 import asyncio
 import contextlib
-import itertools
 import os
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 from pomona.core.errors import UserError
-from pomona.serve.messages import Cancel, Finished, Ready, Refused, Start, Stats, Submit, event_of, framed, size_of
+from pomona.serve.link import LOST, Link
+from pomona.serve.messages import Order, Ready, Refused, Start, event_of, framed, size_of
 
-LOST = "the engine has stopped; it is being started again"
 LONGEST_PAUSE_SECONDS = 30.0
 SOUND_SECONDS = 60.0
 """An engine that ran for so long is started again at once."""
@@ -25,29 +23,15 @@ COMPILED = {"JAX_COMPILATION_CACHE_DIR": str(_FOLDER), "JAX_PERSISTENT_CACHE_MIN
 """What one start has compiled, the next one reads; where the user has said nothing else."""
 
 
-class Unavailable(Exception):
-    """The engine does not run at the moment."""
-
-
-class Remote:
+class Remote(Link):
     """One engine in a process of its own, for one event loop."""
 
     def __init__(self, start: Start) -> None:
+        super().__init__(start.context, self._write)
         self.start_order = start
-        self.ready: Ready | None = None
-        """None while it does not run."""
-        self.stats = Stats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
-        self.restarts = 0
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Queue[Any]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that have not ended."""
-        return len(self._waiting)
 
     async def start(self) -> Ready:
         """Starts the process and waits until it computes.
@@ -66,33 +50,12 @@ class Remote:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        self._lose("the server is stopping")
+        self.lose("the server is stopping")
         await self._close()
 
-    async def events(self, order: Submit) -> AsyncGenerator[Any, None]:
-        """Submits a request under an id of our own and brings its events, `Finished` last; whoever stops listening
-        cancels it.
-
-        Raises:
-            Unavailable: the engine does not run.
-        """
-        if self._writer is None or self.ready is None:
-            raise Unavailable(LOST)
-        id = next(self._ids)
-        own: asyncio.Queue[Any] = asyncio.Queue()
-        self._waiting[id] = own
-        fields = {name: getattr(order, name) for name in order.__struct_fields__} | {"id": id}
-        self._writer.write(framed(Submit(**fields)))
-        ended = False
-        try:
-            while not ended:
-                event = await own.get()
-                ended = isinstance(event, Finished)
-                yield event
-        finally:
-            self._waiting.pop(id, None)
-            if not ended and self._writer is not None:
-                self._writer.write(framed(Cancel(id)))
+    def _write(self, order: Order) -> None:
+        if self._writer is not None:
+            self._writer.write(framed(order))
 
     async def _launch(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -134,8 +97,8 @@ class Remote:
             began = time.monotonic()
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
-                    self._bring(await _next(reader))
-            self._lose(LOST)
+                    self.bring(await _next(reader))
+            self.lose(LOST)
             await self._close()
             pause = 0.0 if time.monotonic() - began > SOUND_SECONDS else min(LONGEST_PAUSE_SECONDS, 2 * pause + 0.1)
             while self.ready is None:
@@ -145,17 +108,6 @@ class Remote:
                     reader = await self._launch()
                     await self._greeting(reader)
                 pause = min(LONGEST_PAUSE_SECONDS, 2 * pause + 0.1)
-
-    def _bring(self, event: Any) -> None:
-        if isinstance(event, Stats):
-            self.stats = event
-        elif event.id in self._waiting:
-            self._waiting[event.id].put_nowait(event)
-
-    def _lose(self, why: str) -> None:
-        self.ready = None
-        for id, own in self._waiting.items():
-            own.put_nowait(Finished(id, "lost", why))
 
     async def _close(self) -> None:
         writer, self._writer = self._writer, None
