@@ -83,8 +83,10 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) -c constraints/base.txt -e .
 	@touch $@
 
-.venv/dev: .venv/base constraints/dev.txt constraints/serve.txt
-	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -e '.[dev,serve]'
+EVERY = -c constraints/base.txt -c constraints/serve.txt -c constraints/private.txt -c constraints/dev.txt
+
+.venv/dev: .venv/base constraints/dev.txt constraints/serve.txt constraints/private.txt
+	$(PIP) $(EVERY) -e '.[dev,private]'
 	@touch $@
 
 .venv/gpu: .venv/base
@@ -97,9 +99,9 @@ fleet: .venv/base .venv/libtpu  ## compile Apple's two runs for their fleets: me
 	$(PIP) --no-deps -c constraints/tpu.txt --target $@ libtpu
 
 .venv/peers: .venv/dev constraints/peers.txt constraints/coremltools.txt
-	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt torch==2.13.0 transformers peft
-	$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt -c constraints/coremltools.txt coremltools
-	-$(PIP) -c constraints/base.txt -c constraints/serve.txt -c constraints/dev.txt -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
+	$(PIP) $(EVERY) -c constraints/peers.txt torch==2.13.0 transformers peft
+	$(PIP) $(EVERY) -c constraints/peers.txt -c constraints/coremltools.txt coremltools
+	-$(PIP) $(EVERY) -c constraints/peers.txt 'mlx[cpu]' mlx-lm  # not for every machine
 	@touch $@
 
 .venv/coremltools: .venv/base constraints/coremltools.txt

@@ -1,25 +1,18 @@
 """The server's life: start the engine, listen, answer until somebody ends it, finish what was begun."""
 
 import asyncio
-import contextlib
 import dataclasses
-import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
-
-import uvicorn
+from collections.abc import Callable
 
 from pomona.api.app import build_app
 from pomona.api.counters import Counters
 from pomona.api.keys import Keys
 from pomona.api.service import Service
 from pomona.api.template import Template
-from pomona.core.errors import UserError
 from pomona.data.tokenizer import Tokenizer
+from pomona.listen.server import Server, address_of, bound
 from pomona.serve.grammar import Grammars
 from pomona.serve.messages import Start
 from pomona.serve.remote import Remote
@@ -54,7 +47,7 @@ def run_server(
 
 async def _serve(listening: Listening, say: Callable[[str], None]) -> None:
     began = time.monotonic()
-    sock = _bound(listening.host, listening.port)
+    sock = bound(listening.host, listening.port)
     remote = Remote(listening.start)
     service = Service(
         name=listening.name,
@@ -71,69 +64,17 @@ async def _serve(listening: Listening, say: Callable[[str], None]) -> None:
     try:
         with sock:
             ready = await remote.start()
-            host, port = sock.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            address = address_of(sock)
             say(f"{', '.join(service.models())} at {address}, ready after {time.monotonic() - began:.1f} s")
             say(f"  {ready.slots} slots of {ready.context} tokens, {ready.memory_bytes / 1e9:.2f} GB, {ready.device}")
             say(f"  a chat in the browser: {address}/")
             say(f"  {_curl(address, listening)}")
-            await _Server(build_app(service), service).serve([sock])
+            await Server(build_app(service), service.drain, DRAIN_SECONDS).serve([sock])
     finally:
         await remote.stop()
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn, which tells the service when it begins to stop."""
-
-    def __init__(self, app, service: Service) -> None:
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS, lifespan="off"
-        )
-        super().__init__(config)
-        self.service = service
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's own, but without the same signal once more at the end: who asks for an end gets 0."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.draining = True
-        super().handle_exit(sig, frame)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    sock = None
-    try:
-        if not 0 <= port < 1 << 16:
-            raise OverflowError(f"there is no port {port}")
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(1024)
-        return sock
-    except (OSError, OverflowError) as error:
-        if sock is not None:
-            sock.close()
-        raise UserError(
-            f"{host}:{port} cannot be listened at: {error}.",
-            "an address of this machine, and a port of 0 to 65535 that nobody has.",
-            "--port 0 for any that is free",
-        ) from error
 
 
 def _curl(address: str, listening: Listening) -> str:
     key = ' -H "Authorization: Bearer $KEY"' if listening.keys.principals else ""
     body = f'{{"model": "{listening.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return f"curl {address}/v1/chat/completions{key} -d '{body}'"
-
-
-def name_of(path: Path) -> str:
-    """What a model is called where nothing else is said."""
-    return path.stem if path.is_file() else path.resolve().name

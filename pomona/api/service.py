@@ -41,6 +41,10 @@ class Service:
         """The names that a request may use."""
         return [self.name, *(f"{self.name}:{adapter}" for adapter in self.adapters)]
 
+    def drain(self) -> None:
+        """Nothing new is let in any more."""
+        self.draining = True
+
     def adapter(self, model: str) -> str | None:
         """The adapter that a model's name asks for.
 

@@ -68,12 +68,13 @@ def run(arguments: list[str]) -> None:
             f"{error.name} is not installed.", "a server needs a few more packages.", "pip install 'pomona[serve]'"
         ) from error
     from pomona.api.keys import Keys, read_keys
-    from pomona.api.server import Listening, name_of, run_server
+    from pomona.api.model import name_of, tokenizer_of
+    from pomona.api.server import Listening, run_server
     from pomona.api.template import Template, read_template
     from pomona.serve.messages import Start
 
     _check(options)
-    tokenizer, trained = _tokenizer(options)
+    tokenizer, trained = tokenizer_of(options.model)
     start = Start(
         model=str(options.model),
         adapters=_adapters(options.adapter),
@@ -114,20 +115,6 @@ def _check(options: Serve) -> None:
         )
     if ":" in options.name:
         raise UserError(f"--name {options.name}.", "a colon separates a model from its adapter.", "a name without one")
-
-
-def _tokenizer(options: Serve):
-    """The model's tokenizer, and the longest sequence it was trained on."""
-    if options.model.is_file():
-        from pomona.device.engine import load
-
-        return load(options.model).tokenizer, 4096
-    from pomona.core.run_folder import RunFolder, read_config
-    from pomona.data.tokenizer import load_tokenizer
-    from pomona.train.config import Run
-
-    config = read_config(RunFolder(options.model), Run)
-    return load_tokenizer(RunFolder(options.model).tokenizer), max(stage.sequence_length for stage in config.stages)
 
 
 def _adapters(given: tuple[str, ...]) -> dict[str, str]:
