@@ -1,9 +1,13 @@
 """What this process may take of its machine."""
 
+import ctypes
 import os
+import resource
+import sys
 from pathlib import Path
 
 LIMIT = Path("/sys/fs/cgroup")
+_PR_SET_DUMPABLE = 4
 
 
 def usable_cores() -> int:
@@ -22,6 +26,18 @@ def available_memory() -> int:
         cached = sum(int(line.split()[1]) for line in _lines(LIMIT / "memory.stat") if "active_file " in line)
         found.append(int(most) - int(used) + cached)
     return min(found)
+
+
+def hide_memory() -> None:
+    """Keeps this process's memory from core dumps, and from other processes of the same user. Processes that it forks
+    inherit both; a program that it starts has to call this itself.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _lines(path: Path) -> list[str]:

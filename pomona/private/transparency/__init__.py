@@ -1,0 +1,1 @@
+"""The public log: a Merkle tree in tiles, signed checkpoints, proofs, and what its leaves say."""
