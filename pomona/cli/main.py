@@ -22,6 +22,7 @@ VERBS = {
     "generate": "let a trained model continue a prompt",
     "chat": "talk to a model on a device",
     "serve": "serve a model to many users: OpenAI's interface, and a chat page",
+    "private": "a private cloud around a model: encrypted to attested nodes, anonymous, in a public log",
     "bench": "time a model on a device, beside what its memory allows",
     "card": "show a model's life on one page: where it comes from, and what came of it",
     "export": "write a run as a Hugging Face folder, a GGUF file or an adapter",

@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
     tokenizer, trained = tokenizer_of(options.model)
     start = Start(
         model=str(options.model),
-        adapters=_adapters(options.adapter),
+        adapters=adapters_of(options.adapter),
         step=options.step,
         slots=options.slots,
         context=options.context or min(4096, trained),
@@ -117,7 +117,12 @@ def _check(options: Serve) -> None:
         raise UserError(f"--name {options.name}.", "a colon separates a model from its adapter.", "a name without one")
 
 
-def _adapters(given: tuple[str, ...]) -> dict[str, str]:
+def adapters_of(given: tuple[str, ...]) -> dict[str, str]:
+    """The folders of adapters by name, from NAME=FOLDER.
+
+    Raises:
+        UserError: one is not of that form, or a name comes twice.
+    """
     found: dict[str, str] = {}
     for each in given:
         name, equals, path = each.partition("=")

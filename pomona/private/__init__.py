@@ -1,1 +1,1 @@
-"""Floor 9: the private cloud: encrypted to attested nodes, anonymous, transparent. Rooms of its own, on floors of their own."""
+"""Floor 9: the private cloud: encrypted to attested nodes, anonymous, transparent; with floors of its own."""

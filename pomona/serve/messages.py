@@ -30,6 +30,8 @@ class Start(msgspec.Struct, tag="start", frozen=True, omit_defaults=True):
     threads: int | None = None
     instruction_set: str = ""
     keep_prefixes: bool = True
+    hidden: bool = False
+    """No core dumps, and no other process of the same user reads the engine's memory."""
     speculate: str = "none"
     """What guesses tokens: `none`, `lookup`, or the path of a smaller device file."""
     mock: dict[str, Any] = {}
@@ -149,7 +151,7 @@ _events = msgspec.msgpack.Decoder(Event)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def framed(message: Start | Order | Event) -> bytes:
+def framed(message: msgspec.Struct) -> bytes:
     """A message as it goes over the wire."""
     content = _encoder.encode(message)
     return len(content).to_bytes(4, "little") + content

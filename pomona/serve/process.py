@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pomona.core.errors import UserError
+from pomona.core.machine import hide_memory
 from pomona.data.tokenizer import Tokenizer, load_tokenizer
 from pomona.serve.backend import Backend
 from pomona.serve.engine import Engine
@@ -64,6 +65,8 @@ def serve(connection: socket.socket) -> None:
     began = time.monotonic()
     stream = connection.makefile("rb")
     start = read_order(stream)
+    if start.hidden:
+        hide_memory()
     try:
         backend, tokenizer = build(start)
         drafter = drafter_of(start.speculate, tokenizer, start.context)

@@ -4,6 +4,7 @@
 a training only makes it short.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -56,6 +57,18 @@ def assert_serves(words, folder, environment):
         assert server.wait(30) == 0
 
 
+@contextlib.contextmanager
+def private_cloud(words, folder, environment):
+    """It comes up, and ends when it is told to; in between, others ask it."""
+    asked = {"cwd": folder, "env": environment, "text": True}
+    with subprocess.Popen([*words, "--port", "28710"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **asked) as up:
+        said = up.stdout.readline()
+        assert "nodes serve mine" in said, said + up.stderr.read()
+        yield
+        up.terminate()
+        assert up.wait(60) == 0
+
+
 def test_every_pomona_command_of_the_readme_works(tmp_path):
     (tmp_path / "texts").mkdir()
     for i in range(60):
@@ -66,20 +79,28 @@ def test_every_pomona_command_of_the_readme_works(tmp_path):
     commands = [line for line in shell_lines((ROOT / "README.md").read_text()) if "pomona" in line]
     commands = [line for line in commands if not line.startswith("pip ")]
     assert {shlex.split(line)[1] for line in commands} == set(VERBS)
-    for line in commands:
-        words = shlex.split(line)
-        assert words[0] == ".venv/bin/pomona"
-        words = [sys.executable, "-m", "pomona.cli.main", *words[1:]]
-        words += SHORT if trains(words[2:]) else BRIEF if words[3] in GO_ON else []
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        if words[3] == "serve":
-            assert_serves(words, tmp_path, environment)
-            continue
-        asked = {"input": "hello\n", "capture_output": True, "text": True, "timeout": 300}  # `chat` reads it
-        done = subprocess.run(words, cwd=tmp_path, env=environment, **asked)
-        assert done.returncode == 0, line + "\n" + done.stderr
-        assert done.stdout, line
+    with contextlib.ExitStack() as running:
+        for line in commands:
+            run_line(line, tmp_path, running)
     assert (tmp_path / "mine-hf" / "model.safetensors").exists() and (tmp_path / "runs" / "back").exists()
+
+
+def run_line(line, tmp_path, running):
+    words = shlex.split(line)
+    assert words[0] == ".venv/bin/pomona"
+    words = [sys.executable, "-m", "pomona.cli.main", *words[1:]]
+    words += SHORT if trains(words[2:]) else BRIEF if words[3] in GO_ON else []
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    if words[3] == "serve":
+        assert_serves(words, tmp_path, environment)
+        return
+    if words[3:5] == ["private", "up"]:
+        running.enter_context(private_cloud(words, tmp_path, environment))
+        return
+    asked = {"input": "hello\n", "capture_output": True, "text": True, "timeout": 300}  # `chat` reads it
+    done = subprocess.run(words, cwd=tmp_path, env=environment, **asked)
+    assert done.returncode == 0, line + "\n" + done.stderr
+    assert done.stdout, line
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
