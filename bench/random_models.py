@@ -32,14 +32,15 @@ def files(folder):
     return paths
 
 
-def write_ours(path, kind):
-    """A device file with random palettes, tensor by tensor."""
+def write_ours(path, kind, architecture=None):
+    """A device file with random palettes, tensor by tensor; of AFM-on-device's shape where no other is given."""
     from pomona.core.config import to_json
     from pomona.device.file import matrix_shapes, norm_shapes, write_file
     from pomona.device.layout import packed_bytes
     from pomona.model.presets import AFM_DEVICE
 
-    rng, shapes = np.random.default_rng(0), matrix_shapes(AFM_DEVICE)
+    architecture = architecture or AFM_DEVICE
+    rng, shapes = np.random.default_rng(0), matrix_shapes(architecture)
     low = lambda number: kind == "2" or (number + 1) * LOW_SHARE % 1 < LOW_SHARE
     bits = {name: 2 if low(number) else 4 for number, name in enumerate(shapes)} | {"embedding": 8}
 
@@ -50,13 +51,13 @@ def write_ours(path, kind):
             if name != "embedding":
                 yield f"{name}.tables", rng.integers(-127, 128, (outputs // 16, 16)).astype(np.int8)
             yield f"{name}.factors", np.full(outputs, inputs**-0.5 / 64, np.float32)
-        for name, shape in norm_shapes(AFM_DEVICE).items():
+        for name, shape in norm_shapes(architecture).items():
             yield name, np.ones(shape, np.float32)
-        yield "tokenizer", np.frombuffer(any_tokenizer(AFM_DEVICE.vocab_size), np.uint8)
+        yield "tokenizer", np.frombuffer(any_tokenizer(architecture.vocab_size), np.uint8)
 
     weights = sum(outputs * inputs for name, (outputs, inputs) in shapes.items() if name != "embedding")
     average = sum(o * i * bits[name] for name, (o, i) in shapes.items() if name != "embedding") / weights
-    about = {"name": kind, "architecture": to_json(AFM_DEVICE), "rope_base": 5e5, "bits": bits}
+    about = {"name": kind, "architecture": to_json(architecture), "rope_base": 5e5, "bits": bits}
     write_file(path, about | {"bits_per_weight": average, "fingerprint": kind}, tensors())
 
 

@@ -79,6 +79,8 @@ class Asker:
         self._purse = Purse(trust, state)
         self._known: Known | None = None
         self._bundles: dict[bytes, bytes] = {}
+        self._judged: dict[bytes, Recipient | str] = {}
+        """What came of each bundle, until the log is read again."""
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> "Asker":
@@ -105,7 +107,8 @@ class Asker:
                 found = await asyncio.to_thread(read_log, self.trust.log, self.state, now)
                 profiles, models = frozenset(self.trust.profiles), frozenset(self.trust.models)
                 self._known = dataclasses.replace(found, profiles=profiles, models=models)
-            return self._known if self._known.now == now else dataclasses.replace(self._known, now=now)
+                self._judged.clear()
+            return self._known
 
     async def draw(self, known: Known, model: str = "") -> Drawn:
         """At most 8 nodes, drawn by this client among all of the directory that serve a model, each judged by every
@@ -131,7 +134,7 @@ class Asker:
             for identity in some:
                 if len(recipients) == MOST_NODES:
                     break
-                found = self._judged(identity, known)
+                found = self._judge(identity, known)
                 if isinstance(found, str):
                     refused.append(f"{identity.hex()[:16]}: {found}")
                 else:
@@ -187,16 +190,20 @@ class Asker:
         request = Request(b"POST", b"https", self.trust.gateway_name.encode(), REQUESTS, headers, sealed)
         return through(self._client, self.trust.relay, gateway_key(known, self.trust.gateway_name), request)
 
-    def _judged(self, identity: bytes, known: Known) -> Recipient | str:
+    def _judge(self, identity: bytes, known: Known) -> Recipient | str:
+        """The node as somebody to ask, or why it is not."""
         content = self._bundles.get(identity)
         if content is None:
             return "the gateway has no bundle of it"
-        try:
-            case = open_case(content, known)
-            judge(case)
-        except AttestationError as error:
-            return str(error)
-        return Recipient(identity, case.bundle.claims.point, case.bundle.claims.mlkem)
+        if identity not in self._judged:
+            try:
+                case = open_case(content, known)
+                judge(case)
+                claims = case.bundle.claims
+                self._judged[identity] = Recipient(identity, claims.point, claims.mlkem)
+            except AttestationError as error:
+                self._judged[identity] = str(error)
+        return self._judged[identity]
 
     async def bundles(self, known: Known, identities: list[bytes]) -> Mapping[bytes, bytes]:
         """The bundles of these nodes, as far as they can be had; asked for where they are not there yet.

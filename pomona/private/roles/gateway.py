@@ -162,9 +162,9 @@ class Gateway:
             broken = True
             raise
         finally:
-            await serving.close()
             end = self.spent.release if broken else self.spent.settle
             end(token.nonce, token.token_key_id, digest)
+            await serving.close()
 
     def _issuer_key(self, token: Token) -> IssuerKey:
         """The key of a token, if the log has it.

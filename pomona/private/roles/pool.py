@@ -18,6 +18,7 @@ from pomona.serve.remote import Remote
 
 LONGEST_SECONDS = 600.0
 START_SECONDS = 120.0
+SPARE = 4
 
 
 class Outcome(Exception):
@@ -32,7 +33,7 @@ class Pool:
     """Workers for one key of a node, over one engine."""
 
     def __init__(
-        self, order: between.Prepare, diffie_hellman: Callable[[bytes], bytes], engine: Remote, spare: int = 2
+        self, order: between.Prepare, diffie_hellman: Callable[[bytes], bytes], engine: Remote, spare: int = SPARE
     ):
         """
         Args:

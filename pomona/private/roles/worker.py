@@ -10,9 +10,11 @@ python -m pomona.private.roles.worker FD
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -31,6 +33,7 @@ from pomona.core.machine import hide_memory
 from pomona.data.tokenizer import load_tokenizer
 from pomona.private.roles import between
 from pomona.private.roles.asgi import respond
+from pomona.private.roles.rehearsal import rehearse
 from pomona.private.sealing.binary_http import decode_request
 from pomona.private.sealing.envelope import AnswerSealer, NodeKey, open_request
 from pomona.private.sealing.errors import SealingError
@@ -97,19 +100,23 @@ def prepare(order: between.Prepare) -> Prepared:
 
 def work(prepared: Prepared, connection: socket.socket) -> None:
     """Opens a request, answers it, and returns when all is said."""
-    asked = between.receive(connection)
-    if not isinstance(asked, between.Request):
-        return
-    key = NodeKey(prepared.order.identity, TheirKey(prepared.order.public_point, connection), prepared.mlkem)
-    outcome = "answered"
-    try:
-        plaintext, sealer = open_request(key, asked.envelope)
-    except SealingError:
-        outcome = "unsealed"
-    except KeyGone:
-        outcome = "key-gone"
-    else:
-        outcome = asyncio.run(_answer(prepared, asked, plaintext, sealer, connection))
+    order = prepared.order
+    answer = functools.partial(_answer, prepared)
+    with asyncio.Runner() as runner:
+        if not select.select([connection], [], [], 0)[0]:  # nobody waits for it yet
+            runner.run(rehearse(answer, order.name, order.context, prepared.mlkem))
+        asked = between.receive(connection)
+        if not isinstance(asked, between.Request):
+            return
+        key = NodeKey(order.identity, TheirKey(order.public_point, connection), prepared.mlkem)
+        try:
+            plaintext, sealer = open_request(key, asked.envelope)
+        except SealingError:
+            outcome = "unsealed"
+        except KeyGone:
+            outcome = "key-gone"
+        else:
+            outcome = runner.run(answer(asked, plaintext, sealer, connection))
     with contextlib.suppress(OSError):
         connection.setblocking(True)
         connection.sendall(framed(between.Ended(outcome)))
