@@ -3,7 +3,7 @@
     make bench-private
 
 * The time to a first token: a small model, one user, in turns; the difference is what issuer, relay, gateway, node and
-  the sealing cost. Tokens are in the wallet, the log was read within the minute: that is how a second question finds it.
+  the sealing cost. Tokens are in the wallet and the log was read within the minute, as a second question finds them.
 * Tokens a second of eight users at AFM-on-device's shape (random weights, 3.7 bits): 256 tokens in, 128 out, in turns.
 * A node's bundle against every clause; tokens signed by the issuer in a second, over HTTP.
 

@@ -33,6 +33,8 @@ class Piece:
     reason: str | None = None
     tokens: int = 0
     """Of the answer so far."""
+    ended: bool = False
+    """Whether it stopped by itself: at the end of its document, or of its grammar."""
 
 
 async def pieces(service: Service, orders: Sequence[Submit], stops: Sequence[str]) -> AsyncGenerator[Piece, None]:
@@ -74,7 +76,7 @@ async def whole(service: Service, orders: Sequence[Submit], stops: Sequence[str]
             own = found[piece.index]
             own.text, own.entries = own.text + piece.text, own.entries + piece.entries
             own.prompted = own.prompted or piece.prompted
-            own.reason, own.tokens = piece.reason, piece.tokens
+            own.reason, own.tokens, own.ended = piece.reason, piece.tokens, piece.ended
     return found
 
 
@@ -101,8 +103,9 @@ async def _choice(service: Service, index: int, order: Submit, stops: Sequence[s
                 if stream.stopped:
                     break
             elif isinstance(event, Finished):
-                text = stream.finish()
-                yield Piece(index, text, waiting.take(False, last=True), reason=_reason(event), tokens=count)
+                text, reason = stream.finish(), _reason(event)
+                entries = waiting.take(False, last=True)
+                yield Piece(index, text, entries, reason=reason, tokens=count, ended=reason == "stop")
     _measure(service, began, first, count)
 
 

@@ -23,7 +23,15 @@ from pomona.api.errors import ApiError
 from pomona.api.keys import Principal
 from pomona.api.service import Service
 from pomona.api.stream import Events, Gone, while_there
-from pomona.api.wire import ChatRequest, CompletionRequest, EmbeddingRequest, read
+from pomona.api.tokens import detokenize, tokenize, tokenizer_info
+from pomona.api.wire import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    read,
+)
 
 LARGEST_BODY = 16 << 20
 Answer = Callable[[Request, Principal], Awaitable[Any]]
@@ -45,6 +53,15 @@ def build_app(service: Service) -> Starlette:
     async def embed(request: Request, who: Principal) -> Any:
         asked = read(EmbeddingRequest, await _body(request))
         return await while_there(request, embeddings(service, asked, who))
+
+    async def tokens_of(request: Request, who: Principal) -> Any:
+        return await asyncio.to_thread(tokenize, service, read(TokenizeRequest, await _body(request)))
+
+    async def text_of(request: Request, who: Principal) -> Any:
+        return await asyncio.to_thread(detokenize, service, read(DetokenizeRequest, await _body(request)))
+
+    async def info(request: Request, who: Principal) -> Any:
+        return tokenizer_info(service)
 
     async def models(request: Request, who: Principal) -> Any:
         return {"object": "list", "data": [_model(service, name) for name in service.models()]}
@@ -77,6 +94,9 @@ def build_app(service: Service) -> Starlette:
         guarded("/v1/completions", completions, "POST"),
         guarded("/v1/chat/completions", chat, "POST"),
         guarded("/v1/embeddings", embed, "POST"),
+        guarded("/tokenizer_info", info, "GET"),
+        guarded("/tokenize", tokens_of, "POST"),
+        guarded("/detokenize", text_of, "POST"),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
     app.router.redirect_slashes = False

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import contextlib
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -171,4 +172,19 @@ def _plain(message: Message) -> dict[str, Any]:
         content = "".join(part["text"] for part in content)
     if content is None and not message.tool_calls:
         raise wrong("messages", f"a message of the role {message.role!r} has no content.")
-    return {"role": message.role, "content": content or "", "tool_calls": msgspec.to_builtins(message.tool_calls)}
+    calls = msgspec.to_builtins(message.tool_calls or [])
+    for call in calls:
+        call["function"]["arguments"] = _object(call["function"]["arguments"])
+    more = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": calls}
+    given = {name: value for name, value in more.items() if value}  # templates ask what is there
+    return {"role": message.role, "content": content or ""} | given
+
+
+def _object(arguments: str) -> Any:
+    """A call's arguments as templates take them: an object, where the text is one."""
+    try:
+        found = json.loads(arguments)
+        json.dumps(found, ensure_ascii=False).encode()  # JSON can name half of a character, which no text holds
+    except (ValueError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments

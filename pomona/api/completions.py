@@ -4,11 +4,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import msgspec
+
 from pomona.api import forms
-from pomona.api.answers import Piece, pieces, whole
+from pomona.api.answers import Entry, Piece, pieces, whole
 from pomona.api.keys import Principal
 from pomona.api.service import Service, whose
 from pomona.api.wire import CompletionRequest, EmbeddingRequest, check, prompts, stops
+from pomona.data.tokenizer import END
 from pomona.serve.messages import Submit
 
 DEFAULT_TOKENS = 16
@@ -39,6 +42,7 @@ class Completion:
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         found = await whole(self.service, self.orders, self.stops)
+        await self._add_ends(found)
         choices = [self._choice(piece, True) for piece in found]
         answer = forms.head("text_completion", "cmpl", self.request.model) | {"choices": choices}
         return answer | {"usage": forms.usage_of(found, list(map(len, self.tokens)))}
@@ -53,7 +57,11 @@ class Completion:
         async with contextlib.aclosing(pieces(self.service, self.orders, self.stops)) as coming:
             async for piece in coming:
                 own = seen[piece.index]
-                own.prompted, own.tokens = own.prompted or piece.prompted, piece.tokens
+                own.prompted, own.tokens, own.ended = own.prompted or piece.prompted, piece.tokens, piece.ended
+                known = len(own.entries)
+                own.entries += piece.entries
+                await self._add_ends([own])
+                piece.entries = own.entries[known:]
                 if piece.text or piece.reason or (piece.prompted and self.request.echo):
                     first = piece.index not in begun
                     begun.add(piece.index)
@@ -61,6 +69,19 @@ class Completion:
                     yield head | {"choices": [self._choice(piece, first)]}
         if self.request.stream_options and self.request.stream_options.include_usage:
             yield head | {"choices": [], "usage": forms.usage_of(seen, list(map(len, self.tokens)))}
+
+    async def _add_ends(self, found: Sequence[Piece]) -> None:
+        """Adds the end token to what is told of an echo, where it was drawn: who scores a prompt asks for one token
+        more, and leaves out the last that comes back. The engine says no end, so it is asked how likely it was."""
+        ended = [piece for piece in found if piece.ended and self.orders[piece.index].echo]
+        orders = []
+        for piece in ended:
+            order = self.orders[piece.index]
+            tokens = [*order.tokens, *(entry.token for entry in piece.entries), END]
+            orders.append(msgspec.structs.replace(order, tokens=tokens, max_tokens=0))
+        for piece, again in zip(ended, await whole(self.service, orders, ())):
+            assert again.prompted is not None, "an engine tells of a prompt before its end"
+            piece.entries.append(Entry(END, again.prompted.likely[-1]))
 
     def _choice(self, piece: Piece, first: bool) -> dict[str, Any]:
         """One choice; what is echoed comes with the first of its pieces."""

@@ -87,6 +87,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    type: Literal["text"] | None = None
+    """No part of OpenAI's form; older lm_eval says it."""
 
 
 class Named(msgspec.Struct):
@@ -139,6 +141,21 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /tokenize."""
+
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
 
 
 T = TypeVar("T")
