@@ -66,6 +66,12 @@ soak: .venv/dev  ## 20,000 requests with disconnects and nonsense among them: no
 bench-fuzz: .venv/base  ## 100,000 damaged device files, opened and computed under the address sanitizer
 	.venv/bin/python bench/fuzz.py
 
+bench-private: .venv/dev  ## the private cloud beside a plain server: first token, tokens a second, bundles, tokens signed
+	.venv/bin/python bench/private.py
+
+bench-fuzz-private: .venv/dev  ## 100,000 damaged inputs for every parser of the private cloud that reads from the network
+	.venv/bin/python bench/fuzz_private.py
+
 bench-neon: .venv/base  ## the NEON kernels under an emulator, bit for bit; the library compiled for ARM and by clang
 	$(PIP) ziglang==0.17.1 unicorn==2.1.4
 	.venv/bin/python bench/neon.py

@@ -33,7 +33,7 @@ GO_ON = ("prune", "distill", "qat", "recover", "adapt")
 def shell_lines(text):
     """Lines of ```sh blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    lines = (line.split("  #")[0].strip() for block in blocks for line in block.splitlines())
+    lines = (line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines())
     return [line for line in lines if line]
 
 
