@@ -263,7 +263,8 @@ class ReleaseOptions:
     image: str = ""
     """The digest of the machines' image; that of the installed programs by default."""
     register: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """BANK/NUMBER=HEX: what else the machines measure at their start: sha256/4=..., tdx/mrtd=...; several times."""
+    """BANK/NUMBER=HEX: what else the machines measure at their start, as sha256/4, mrtd/0, rtmr/0 or sev-snp/0; several
+    times."""
     days: int = 30
     """How long it counts."""
     dry_run: bool = False

@@ -170,30 +170,26 @@ def tdx_bound(case: Case) -> None:
     tdx_verify.check_report_data(case.td, report_data_of(case.quote_digest, case.binding))
 
 
-def _of_td(verify: Callable[..., None]) -> Clause:
-    @functools.wraps(verify)
+def _of_td(verify: Callable[..., None], about: str) -> Clause:
     def clause(case: Case) -> None:
         verify(case.td)
 
-    clause.__name__ = f"tdx_{verify.__name__.removeprefix('check_')}"
+    clause.__name__, clause.__doc__ = f"tdx_{verify.__name__.removeprefix('check_')}", about
     return clause
 
 
 TDX: tuple[Clause, ...] = (
     tdx_chain,
-    *map(
-        _of_td,
-        (
-            tdx_verify.check_quoting_enclave,
-            tdx_verify.check_attestation_key,
-            tdx_verify.check_quote_signature,
-            tdx_verify.check_tdx_module,
-            tdx_verify.check_not_under_debug,
-            tdx_verify.check_not_migratable,
-            tdx_verify.check_no_service_td,
-            tdx_verify.check_pages_protected,
-        ),
+    _of_td(
+        tdx_verify.check_quoting_enclave, "The quoting enclave is Intel's for trust domains, and not in debug mode."
     ),
+    _of_td(tdx_verify.check_attestation_key, "The quote's key is the one that the quoting enclave vouches for."),
+    _of_td(tdx_verify.check_quote_signature, "That key signed the quote."),
+    _of_td(tdx_verify.check_tdx_module, "The TDX module is one that Intel signed for production."),
+    _of_td(tdx_verify.check_not_under_debug, "The host cannot look into the trust domain."),
+    _of_td(tdx_verify.check_not_migratable, "Nothing may move the trust domain to another machine."),
+    _of_td(tdx_verify.check_no_service_td, "No other trust domain is bound to this one."),
+    _of_td(tdx_verify.check_pages_protected, "The host cannot make it take exceptions by removing pages."),
     tdx_measured,
     tdx_bound,
 )

@@ -116,7 +116,8 @@ class Asker:
 
         Raises:
             NoSuchModel: no release has this name.
-            Unreachable: the directory has no node that passes.
+            Unreachable: the directory has no node that passes, or the gateway withholds more than half of the bundles:
+                by those that it gives out it would choose who is asked, and nobody else would see it.
             TransparencyError: there is no directory.
         """
         accepted = releases(known)
@@ -131,6 +132,9 @@ class Asker:
         while left and len(recipients) < MOST_NODES:
             some, left = left[:MOST_BUNDLES], left[MOST_BUNDLES:]
             await self.bundles(known, some)
+            withheld = sum(identity not in self._bundles for identity in some)
+            if 2 * withheld > len(some):
+                raise Unreachable(f"the gateway withholds the bundles of {withheld} of {len(some)} nodes")
             for identity in some:
                 if len(recipients) == MOST_NODES:
                     break
@@ -159,7 +163,14 @@ class Asker:
             TokenError, QuotaExceeded: there are no tokens.
         """
         known = await self.known()
-        drawn = await self.draw(known, model)
+        try:
+            drawn = await self.draw(known, model)
+        except (Unreachable, NoSuchModel):
+            if self.clock() - known.now < 1:
+                raise
+            self._known = None  # it may have changed within the minute
+            known = await self.known()
+            drawn = await self.draw(known, model)
         sealed, keys = seal_request(drawn.recipients, padded(encode(request)))
         token = await self._purse.token(known, self._client, self.clock())
         began = False

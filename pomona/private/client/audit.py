@@ -8,7 +8,7 @@ from pomona.private.attestation.clauses import Finding, findings
 from pomona.private.client.asking import MOST_BUNDLES, Asker
 from pomona.private.evidence.errors import AttestationError
 from pomona.private.transparency.errors import TransparencyError
-from pomona.private.transparency.leaves import KIND_OF, decode
+from pomona.private.transparency.leaves import KIND_OF, GatewayKey, IssuerKey, decode
 from pomona.private.transparency.merkle import CompactRange, extend, range_root
 
 
@@ -47,8 +47,20 @@ def audit_log(known: Known) -> Report:
             Finding("checkpoint", "The checkpoint is signed, fresh, and goes on from the last one that was seen."),
             Finding("replayed", about, replayed),
             Finding("readable", "Every entry says something that is known.", readable),
+            Finding("one_key", "Issuer and gateway have one key for everybody at a time.", _crowded(known)),
         ),
     )
+
+
+def _crowded(known: Known) -> str:
+    """Which keys there are too many of: several that begin together could tell groups of clients apart."""
+    begins = collections.Counter(
+        (KIND_OF[type(leaf)], leaf.issuer if isinstance(leaf, IssuerKey) else leaf.gateway, leaf.not_before)
+        for leaf in known.written
+        if isinstance(leaf, IssuerKey | GatewayKey)
+    )
+    many = [f"{count} of {kind} {name} begin at {at}" for (kind, name, at), count in begins.items() if count > 1]
+    return "; ".join(many)
 
 
 def audit_bundle(content: bytes, known: Known, about: str) -> Report:

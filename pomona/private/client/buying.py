@@ -19,6 +19,7 @@ from pomona.private.transparency import leaves
 
 BATCH = 32
 """Tokens that are bought at a time: when one is bought says little of when one is spent."""
+LARGEST_ANSWER = 1 << 18
 ISSUE_PATH = "/token-request"
 
 
@@ -59,14 +60,18 @@ class Purse:
         body, batch = await asyncio.to_thread(prepare_batch, BATCH, self.challenge, key)
         headers = {"content-type": BATCH_REQUEST_MEDIA_TYPE, "authorization": f"Bearer {self.trust.account}"}
         try:
-            answer = await client.post(self.trust.issuer.rstrip("/") + ISSUE_PATH, content=body, headers=headers)
+            address = self.trust.issuer.rstrip("/") + ISSUE_PATH
+            async with client.stream("POST", address, content=body, headers=headers) as answer:
+                content = bytearray()
+                async for piece in answer.aiter_raw():
+                    content += piece[: LARGEST_ANSWER - len(content)]
         except httpx2.HTTPError as error:
             raise Unreachable(f"the issuer at {self.trust.issuer} does not answer: {type(error).__name__}") from error
         if answer.status_code in (401, 429):
-            raise OutOfTokens(answer.text.strip()[:200])
+            raise OutOfTokens(content[:200].decode("utf-8", "replace").strip())
         if answer.status_code != 200 or answer.headers.get("content-type") != BATCH_RESPONSE_MEDIA_TYPE:
             raise Unreachable(f"the issuer answers {answer.status_code}")
-        self._wallet.put(await asyncio.to_thread(finish_batch, batch, answer.content), key)
+        self._wallet.put(await asyncio.to_thread(finish_batch, batch, bytes(content)), key)
 
     def close(self) -> None:
         """Closes the wallet."""

@@ -16,6 +16,8 @@ from pomona.private.sealing.errors import SealingError
 from pomona.private.sealing.oblivious_http import CHUNKED_REQUEST, CHUNKED_RESPONSE, KeyConfig, parse_key_configs
 from pomona.private.transparency.leaves import GatewayKey
 
+LARGEST_WHOLE = 32 << 20
+
 
 class BrokenOff(Exception):
     """An answer ended before its end: what came of it is genuine, and not all."""
@@ -31,9 +33,14 @@ class Answer:
         """All of the content.
 
         Raises:
-            BrokenOff: it ended too soon.
+            BrokenOff: it ended too soon, or there are more than 32 MiB of it.
         """
-        return b"".join([piece async for piece in self.pieces])
+        found = bytearray()
+        async for piece in self.pieces:
+            found += piece
+            if len(found) > LARGEST_WHOLE:
+                raise BrokenOff(f"the answer has more than {LARGEST_WHOLE} bytes")
+        return bytes(found)
 
 
 def gateway_key(known: Known, gateway: str) -> KeyConfig:
@@ -63,21 +70,22 @@ async def through(
     """
     head, sealer, exchange = seal_chunked_request(key)
     sealed = head + sealer.chunk(encode(request), final=True)
-    try:
-        async with client.stream("POST", relay, content=sealed, headers={"content-type": CHUNKED_REQUEST}) as answer:
-            if answer.status_code != 200 or answer.headers.get("content-type") != CHUNKED_RESPONSE:
-                raise Unreachable(f"the relay answers {answer.status_code}")
-            opener, reader = open_chunked_response(exchange), ResponseReader()
-            parts = _parts(answer, opener, reader)
-            try:
-                first = await anext(parts, None)
-            except BrokenOff as error:
-                raise Unreachable("the answer ended before it began") from error
-            if not isinstance(first, Response):
-                raise Unreachable("the gateway's answer has no head")
-            yield Answer(first, _content(parts))
-    except httpx2.HTTPError as error:
-        raise Unreachable(f"the relay at {relay} does not answer: {type(error).__name__}") from error
+    asked = client.stream("POST", relay, content=sealed, headers={"content-type": CHUNKED_REQUEST})
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            answer = await stack.enter_async_context(asked)
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"the relay at {relay} does not answer: {type(error).__name__}") from error
+        if answer.status_code != 200 or answer.headers.get("content-type") != CHUNKED_RESPONSE:
+            raise Unreachable(f"the relay answers {answer.status_code}")
+        parts = _parts(answer, open_chunked_response(exchange), ResponseReader())
+        try:
+            first = await anext(parts, None)
+        except BrokenOff as error:
+            raise Unreachable("the answer ended before it began") from error
+        if not isinstance(first, Response):
+            raise Unreachable("the gateway's answer has no head")
+        yield Answer(first, _content(parts))
 
 
 async def _parts(answer: httpx2.Response, opener: HeadedOpener, reader: ResponseReader) -> AsyncGenerator[object, None]:

@@ -52,14 +52,22 @@ def build_proxy(asker: Asker) -> Starlette:
 
     async def sealed(request: Request) -> Response:
         content = bytearray()
-        async for piece in request.stream():
-            content += piece
-            if len(content) > LARGEST_BODY:
-                return _error(413, f"The body is larger than {LARGEST_BODY} bytes.", "body_too_large")
-        stack = contextlib.AsyncExitStack()
         try:
-            asked = asker.ask(request_of(request.url.path, bytes(content)), model_of(bytes(content)))
-            answer = await stack.enter_async_context(asked)
+            async for piece in request.stream():
+                content += piece
+                if len(content) > LARGEST_BODY:
+                    return _error(413, f"The body is larger than {LARGEST_BODY} bytes.", "body_too_large")
+        except ClientDisconnect:
+            return _error(400, "The body ends too soon.", "invalid_body")  # nobody hears it
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                asked = asker.ask(request_of(request.url.path, bytes(content)), model_of(bytes(content)))
+                answer = await stack.enter_async_context(asked)
+                told = [(name, value) for name, value in answer.headers if name in PASSED_ON]
+                headers = {name.decode(): value.decode("latin-1") for name, value in told}
+                if not headers.get("content-type", "").startswith("text/event-stream"):
+                    return Response(await answer.whole(), answer.status, headers)
+                return StreamingResponse(_events(answer, stack.pop_all()), answer.status, headers)
         except NoSuchModel as error:
             return _error(404, str(error), "model_not_found")
         except Refused as error:
@@ -68,8 +76,6 @@ def build_proxy(asker: Asker) -> Starlette:
             return _error(429, str(error), "out_of_tokens")
         except (Unreachable, BrokenOff, TransparencyError, TokenError) as error:
             return _error(503, f"{type(error).__name__}: {error}", "private_cloud_unavailable")
-        headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers if name in PASSED_ON}
-        return StreamingResponse(_pieces(answer, stack), answer.status, headers)
 
     async def models(request: Request) -> Response:
         try:
@@ -94,22 +100,15 @@ def build_proxy(asker: Asker) -> Starlette:
     return Starlette(routes=[*routes, Route("/v1/models", models), Route("/health", health)], lifespan=life)
 
 
-async def _pieces(answer: Answer, stack: contextlib.AsyncExitStack) -> AsyncGenerator[bytes, None]:
-    """The content as it comes. An answer that breaks off ends a stream of events with an error; elsewhere the
-    connection is cut, so that nobody takes half an answer for a whole one.
-    """
-    events = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in answer.headers)
+async def _events(answer: Answer, stack: contextlib.AsyncExitStack) -> AsyncGenerator[bytes, None]:
+    """Events as they come. Where the answer breaks off the last of them is an error, and none says that it is done."""
     async with stack:
         try:
             async for piece in answer.pieces:
                 yield piece
         except BrokenOff as error:
-            if not events:
-                raise ClientDisconnect from error
             content = msgspec.json.encode(_problem(f"BrokenOff: {error}", "broken_off", 503))
-            yield b"data: " + content + b"\n\n"
-            stack.pop_all()
-            raise
+            yield b"\n\ndata: " + content + b"\n\n"  # whatever of an event came before
 
 
 def _error(status: int, message: str, code: str) -> Response:

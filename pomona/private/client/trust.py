@@ -90,15 +90,15 @@ def read_trust(path: Path) -> Trust:
     Raises:
         UserError: there is none, or it is not of the form.
     """
+    if not path.exists():
+        raise UserError(
+            f"{path} cannot be read: there is no such file.",
+            "a client is told once which log, relay and issuer it trusts.",
+            "pomona private up, which writes one; or --config FILE, as the operators give it out",
+        )
     try:
         trust = msgspec.json.decode(read_secret(path), type=Trust)
         check_log(trust.log)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}.",
-            "a client is told once which log, relay and issuer it trusts.",
-            "pomona private up, which writes one; or --config FILE, as the operators give it out",
-        ) from error
     except (msgspec.MsgspecError, TransparencyError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is no client's settings: {error}", "docs/private.md has an example.", "that form"

@@ -153,9 +153,8 @@ class Fleet:
     def _directory(self, known: Known) -> list:
         """The leaves of a new directory, where one is needed."""
         now = int(known.now)
-        entries = [
-            NodeEntry(identity.hex(), node.address, node.release.hex()) for identity, node in sorted(self.nodes.items())
-        ]
+        # Without addresses: no client needs them, and nobody else should know them.
+        entries = [NodeEntry(identity.hex(), "", node.release.hex()) for identity, node in sorted(self.nodes.items())]
         with contextlib.suppress(TransparencyError):
             later = dataclasses.replace(known, now=now + DIRECTORY_SECONDS / 2)
             if newest_directory(later.leaves, later.now) == tuple(entries):

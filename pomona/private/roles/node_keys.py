@@ -31,6 +31,8 @@ from pomona.private.transparency.leaves import Release, hash_of
 from pomona.private.transparency.merkle import inclusion_proof
 
 KEY_SECONDS, RENEW_SECONDS = 24 * 3600, 12 * 3600
+BEGUN_SECONDS = 300
+"""Keys are dated back by so much, for clients whose clocks are slow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,8 @@ def make_keys(
     """
     seed = secrets.token_bytes(SEED_BYTES)
     leaf = hash_of(release)
-    dates = {"not_before": int(now), "expires": int(now) + KEY_SECONDS}
+    began = int(now) - BEGUN_SECONDS
+    dates = {"not_before": began, "expires": began + KEY_SECONDS}
     mlkem = MlKemKey.from_seed(seed).public_bytes
     proof = _proof(known, release)
     if attester is None:
