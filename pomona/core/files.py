@@ -28,31 +28,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_secret(path: Path, content: bytes) -> None:
-    """As `write_bytes`, for what only its owner may read: mode 0600 from the first byte on."""
-    with whole_file(path, secret=True) as draft:
-        draft.write_bytes(content)
-
-
-def read_secret(path: Path) -> bytes:
-    """Reads a file that is its owner's alone.
-
-    Raises:
-        UserError: it cannot be read, or others may use it.
-    """
-    try:
-        content, mode = path.read_bytes(), path.stat().st_mode & 0o777
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "it holds a key.", "check its name") from error
-    if mode & 0o077:
-        raise UserError(
-            f"{path} has mode {mode:04o}, so that others than its owner may use it.",
-            "files with tokens, keys or accounts have mode 0600.",
-            f"chmod 600 {path}",
-        )
-    return content
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically; NaN and infinity are errors, since other readers refuse them."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -119,7 +94,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, secret: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, private: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling to write, which takes the place of the file `path` when the block succeeds and
     vanishes when it fails: for files too large to be held in memory.
 
@@ -134,7 +109,7 @@ def whole_file(path: Path, secret: bool = False) -> Iterator[Path]:
             yield Path(name)
             with open(name, "rb+") as file:
                 os.fsync(file.fileno())
-            if not secret:
+            if not private:
                 os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; a run folder is shared
             os.replace(name, path)
         except BaseException:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pomona.core.errors import UserError
-from pomona.core.files import read_secret, write_secret
+from pomona.core.private_files import read_private, write_private
 from pomona.private.attestation.profiles import PROFILES
 from pomona.private.transparency.errors import TransparencyError
 from pomona.private.transparency.view import new_view
@@ -97,7 +97,7 @@ def read_trust(path: Path) -> Trust:
             "pomona private up, which writes one; or --config FILE, as the operators give it out",
         )
     try:
-        trust = msgspec.json.decode(read_secret(path), type=Trust)
+        trust = msgspec.json.decode(read_private(path), type=Trust)
         check_log(trust.log)
     except (msgspec.MsgspecError, TransparencyError, UnicodeDecodeError) as error:
         raise UserError(
@@ -119,4 +119,4 @@ def write_trust(trust: Trust, path: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    write_secret(path, (json.dumps(dataclasses.asdict(trust), indent=2) + "\n").encode())
+    write_private(path, (json.dumps(dataclasses.asdict(trust), indent=2) + "\n").encode())

@@ -93,7 +93,7 @@ def enrol(address: str, makers: Sequence[bytes] | None, enroller: str, seconds: 
         answer = _asked(httpx2.post(address + CREDENTIAL_PATH, content=content, timeout=60))
         if not secrets.compare_digest(answer, secret):
             raise AttestationError("the TPM did not give the secret back.")
-    except (httpx2.HTTPError, msgspec.MsgspecError, AttestationError, ValueError) as error:
+    except (httpx2.HTTPError, msgspec.MsgspecError, RecursionError, AttestationError, ValueError) as error:
         raise UserError(
             f"the machine at {address} cannot be enrolled: {error}",
             "its TPM proves that one maker's TPM holds the key that it attests with.",

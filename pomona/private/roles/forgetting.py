@@ -1,4 +1,4 @@
-"""Memory that a process gives back is overwritten, so that what it has had of a request cannot be read there afterwards.
+"""Memory that a process gives back is overwritten: what it has had of a request cannot be read there afterwards.
 
 A node's process passes tokens between a worker and the engine. By default Python and the C library leave memory as it
 was until somebody needs it: tokens of hours ago are found there. Both can be told otherwise, and only before a program

@@ -6,7 +6,8 @@ import secrets
 from pathlib import Path
 
 from pomona.core.errors import UserError
-from pomona.core.files import disk_errors, read_secret, write_secret
+from pomona.core.files import disk_errors
+from pomona.core.private_files import read_private, write_private
 from pomona.private.sealing.errors import SealingError
 from pomona.private.sealing.kem import SECRET_BYTES, X25519, private_key
 from pomona.private.sealing.oblivious_http import GatewayKey, KeyConfig, encode_key_configs
@@ -34,7 +35,7 @@ def prepare_gateway_keys(folder: Path, now: float) -> dict[int, GatewayKey]:
     for day in range(today - KEY_DAYS + 1, today + 1):
         path = folder / f"{_date(day)}.key"
         if day == today and not path.exists():
-            write_secret(path, secrets.token_bytes(SECRET_BYTES))
+            write_private(path, secrets.token_bytes(SECRET_BYTES))
         if path.exists():
             found[day] = _key(path, day)
     return found
@@ -52,7 +53,7 @@ def published_config(name: str, day: int, key: GatewayKey) -> leaves.GatewayKey:
 
 def _key(path: Path, day: int) -> GatewayKey:
     try:
-        private = private_key(X25519, read_secret(path))
+        private = private_key(X25519, read_private(path))
     except SealingError as error:
         raise UserError(f"{path} is no key of a gateway.", "32 bytes of X25519.", "remove it") from error
     return GatewayKey(KeyConfig(day % 256, X25519.id, private.public_bytes, _ALGORITHMS), private)

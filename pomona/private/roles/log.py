@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pomona.core.errors import UserError
-from pomona.core.files import read_secret, write_secret, write_text
+from pomona.core.files import write_text
+from pomona.core.private_files import read_private, write_private
 from pomona.private.client.trust import LogTrust
 from pomona.private.roles.http import body, every, plain
 from pomona.private.roles.publishing import ENTRIES_PATH, Entries, Writer, writer_of
@@ -39,9 +40,9 @@ def signer_of(folder: Path, origin: str) -> Signer:
     """
     path = folder / "log.skey"
     if not path.exists():
-        write_secret(path, encode_skey(generate_signer(origin)).encode() + b"\n")
+        write_private(path, encode_skey(generate_signer(origin)).encode() + b"\n")
     try:
-        signer = decode_skey(read_secret(path).decode().strip())
+        signer = decode_skey(read_private(path).decode().strip())
     except (TransparencyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no log's key: {error}", "the log made it when it began.", "a copy") from error
     if signer.name != origin:
@@ -90,7 +91,7 @@ def build_log(log: Log, writers: Sequence[Writer], clock: Callable[[], float]) -
         try:
             entries = [each.encode() for each in msgspec.json.decode(content or b"", type=Entries).entries]
             kinds = {KIND_OF[type(decode(entry))] for entry in entries}
-        except (msgspec.MsgspecError, UnicodeEncodeError, TransparencyError) as error:
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError, TransparencyError) as error:
             return plain(400, f"not leaves: {error}")
         if not kinds <= writer.kinds:
             return plain(403, f"{writer.name} may not write {', '.join(sorted(kinds - writer.kinds))}")

@@ -207,7 +207,7 @@ class Node:
         try:
             challenge = msgspec.json.decode(await body(request, 1 << 14) or b"", type=Challenge)
             secret = await asyncio.to_thread(open_challenge, self.attester, challenge)
-        except (msgspec.MsgspecError, AttestationError):
+        except (msgspec.MsgspecError, RecursionError, AttestationError):
             return plain(400, "the TPM does not open it")
         return Response(secret, media_type="application/octet-stream")
 

@@ -20,10 +20,12 @@ import httpx2
 
 from pomona.api.model import name_of
 from pomona.core.errors import UserError
-from pomona.core.files import read_secret, write_secret
+from pomona.core.private_files import read_private, write_private
+from pomona.listen.server import bound
 from pomona.private.client.reading import Unreachable, read_log
 from pomona.private.client.trust import Trust, read_log_trust, write_trust
 from pomona.private.roles.enrolment import enrol
+from pomona.private.roles.forgetting import overwriting
 from pomona.private.roles.publishing import Publisher, publish
 from pomona.private.roles.release import measured, release_of
 from pomona.private.transparency.errors import TransparencyError
@@ -58,6 +60,7 @@ def run_laptop(laptop: Laptop, say: Callable[[str], None]) -> None:
     Raises:
         UserError: a process ended before it could serve, or did not in time.
     """
+    _check_ports(laptop)
     laptop.folder.mkdir(parents=True, exist_ok=True)
     keys, account = _keys(laptop.folder), _account(laptop.folder)
     with _Processes(laptop.folder, say) as processes:
@@ -136,7 +139,8 @@ class _Processes:
     def start(self, name: str, role: str, *arguments: str, place: int) -> None:
         command = [sys.executable, "-m", "pomona.cli.main", "private", role, *arguments, "--port", str(place)]
         keys = {"POMONA_LOG_KEY": _keys(self.folder).get(name, "")}
-        self._run(name, command, os.environ | keys)
+        environment = os.environ | keys
+        self._run(name, command, overwriting(environment) if role == "node" else environment)
 
     def emulator(self, folder: Path) -> list[str]:
         """The option that names a fresh TPM emulator; nothing where none is installed."""
@@ -188,20 +192,33 @@ class _Processes:
                 )
 
 
+def _check_ports(laptop: Laptop) -> None:
+    """Before anything is started: what answers at a port that is taken would be taken for a role."""
+    for port in range(laptop.port, laptop.port + 4 + laptop.nodes):
+        try:
+            bound("127.0.0.1", port).close()
+        except UserError as error:
+            raise UserError(
+                f"port {port} is taken, or is none.",
+                f"the roles have {4 + laptop.nodes} ports, from --port on.",
+                "another --port, or end what runs there: a private cloud that is up already?",
+            ) from error
+
+
 def _keys(folder: Path) -> dict[str, str]:
     """The keys of those who write into the log, made where there are none."""
     path = folder / "writers"
     if not path.exists():
         lines = [f"{name} {secrets.token_hex(32)} {kinds}\n" for name, kinds in KINDS.items()]
-        write_secret(path, "".join(lines).encode())
-    return {line.split()[0]: line.split()[1] for line in read_secret(path).decode().splitlines()}
+        write_private(path, "".join(lines).encode())
+    return {line.split()[0]: line.split()[1] for line in read_private(path).decode().splitlines()}
 
 
 def _account(folder: Path) -> str:
     path = folder / "accounts"
     if not path.exists():
-        write_secret(path, f"laptop {secrets.token_hex(32)}\n".encode())
-    return read_secret(path).decode().split()[1]
+        write_private(path, f"laptop {secrets.token_hex(32)}\n".encode())
+    return read_private(path).decode().split()[1]
 
 
 def _publish_release(laptop: Laptop, ours, operator: Publisher) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pomona.core.errors import UserError
-from pomona.private.tokens.private_files import check_private, new_private_file
+from pomona.core.private_files import check_private, new_private_file
 
 WAIT_SECONDS = 30
 """For others to finish; then `sqlite3.OperationalError`."""

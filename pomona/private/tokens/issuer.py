@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pomona.core.errors import UserError
 from pomona.core.files import disk_errors
+from pomona.core.private_files import check_private, new_private_file
 from pomona.private.tokens.batches import decode_batch_request, encode_batch_response
 from pomona.private.tokens.blind_rsa import blind_sign
 from pomona.private.tokens.directory import DirectoryKey, IssuerDirectory
@@ -29,7 +30,6 @@ from pomona.private.tokens.privacy_pass import (
     encode_token_key,
     token_key_id,
 )
-from pomona.private.tokens.private_files import check_private, new_private_file
 from pomona.private.tokens.quota import DAY_SECONDS, Quota, take_quota
 
 KEY_DAYS = 2

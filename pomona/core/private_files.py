@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pomona.core.errors import UserError
-from pomona.core.files import disk_errors
+from pomona.core.files import disk_errors, whole_file
 
 
 @contextlib.contextmanager
@@ -34,6 +34,29 @@ def new_private_file(path: Path) -> Iterator[Path]:
         finally:
             os.unlink(name)
         _to_disk(path.parent)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` atomically, with mode 0600 from the first byte on.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; `path` keeps its old content.
+    """
+    with whole_file(path, private=True) as draft:
+        draft.write_bytes(content)
+
+
+def read_private(path: Path) -> bytes:
+    """Reads a file that is its owner's alone.
+
+    Raises:
+        UserError: it cannot be read, or others may use it.
+    """
+    try:
+        check_private(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "it holds a key.", "check its name") from error
 
 
 def check_private(path: Path) -> None:
