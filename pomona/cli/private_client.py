@@ -104,11 +104,13 @@ class Proxy(Config):
 def proxy(arguments: list[str]) -> None:
     """Serves until it is ended."""
     options = parse(Proxy, arguments, "private proxy")
+    from pomona.core.machine import hide_memory
     from pomona.listen.server import Server, address_of, bound
     from pomona.private.client.proxy import build_proxy
 
     asker = _asker(options.config)
     sock = bound(options.host, options.port)
+    hide_memory()
 
     async def served() -> None:
         print(f"OpenAI's interface at {address_of(sock)}/v1", file=sys.stderr, flush=True)

@@ -214,8 +214,12 @@ class NodeOptions(At):
 def node(arguments: list[str]) -> None:
     """Serves until it is ended."""
     options = parse(NodeOptions, arguments, "private node")
+    from pomona.private.roles.forgetting import overwriting
+
+    wanted = overwriting(os.environ)
+    if wanted != dict(os.environ):  # memory is overwritten from a program's start on, or not at all
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
     from pomona.api.model import name_of, tokenizer_of
-    from pomona.core.machine import hide_memory
     from pomona.private.client.trust import read_log_trust
     from pomona.private.evidence.processors.configfs import FOLDER
     from pomona.private.roles.between import Prepare
@@ -226,7 +230,6 @@ def node(arguments: list[str]) -> None:
 
     if options.processor and not options.tpm:
         raise UserError("--processor without a TPM.", "the processor vouches for the TPM's quote.", "--tpm /dev/tpmrm0")
-    hide_memory()
     adapters = adapters_of(options.adapter)
     name, (_, trained) = options.name or name_of(options.model), tokenizer_of(options.model)
     context = options.context or min(4096, trained)
@@ -368,8 +371,12 @@ def _bound(options: At) -> Any:
 
 
 def _serve(app: Any, sock: Any, what: str, engine: Any = None) -> None:
-    """Serves an application, and starts and ends the engine around it where there is one."""
+    """Serves an application, and starts and ends the engine around it where there is one. Every role holds keys: none
+    leaves a core dump, and none lets others read its memory."""
+    from pomona.core.machine import hide_memory
     from pomona.listen.server import Server, address_of
+
+    hide_memory()
 
     async def served() -> None:
         try:

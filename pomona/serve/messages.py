@@ -1,9 +1,10 @@
-"""What the server and the engine's process tell each other. Tokens and numbers alone: text stays in the server.
+"""What the server and the engine's process tell each other: tokens and numbers. Of text there are grammars alone.
 
 Each message is one MessagePack map, framed by its length in 4 bytes, little-endian.
 """
 
-from typing import Any, BinaryIO
+import socket
+from typing import Any
 
 import msgspec
 
@@ -157,7 +158,7 @@ def framed(message: msgspec.Struct) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def size_of(head: bytes) -> int:
+def size_of(head: bytes | bytearray) -> int:
     """How long a message is, by its first 4 bytes.
 
     Raises:
@@ -169,13 +170,23 @@ def size_of(head: bytes) -> int:
     return size
 
 
-def read_order(stream: BinaryIO) -> Any:
-    """The next order of a stream; None at its end."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    content = stream.read(size_of(head))
-    return _orders.decode(content)
+def read_order(connection: socket.socket) -> Any:
+    """The next order, waited for; None at the end. Nothing is read ahead, and nothing of it is kept here."""
+    head = exactly(connection, 4)
+    content = exactly(connection, size_of(head)) if head else b""
+    return _orders.decode(content) if content else None
+
+
+def exactly(connection: socket.socket, size: int) -> bytearray:
+    """So many bytes, waited for; none where the other end has closed."""
+    content = bytearray(size)
+    view, got = memoryview(content), 0
+    while got < size:
+        more = connection.recv_into(view[got:])
+        if not more:
+            return bytearray()
+        got += more
+    return content
 
 
 def event_of(content: bytes) -> Any:

@@ -63,8 +63,7 @@ def build(start: Start) -> tuple[Backend, Tokenizer]:
 def serve(connection: socket.socket) -> None:
     """Runs an engine until the other end closes."""
     began = time.monotonic()
-    stream = connection.makefile("rb")
-    start = read_order(stream)
+    start = read_order(connection)
     if start.hidden:
         hide_memory()
     try:
@@ -79,21 +78,32 @@ def serve(connection: socket.socket) -> None:
     out: list[Event] = []
     guesses = Guesses(drafter, backend.slots, backend.guesses) if drafter and backend.guesses else None
     engine = Engine(backend, out.append, Grammars(tokenizer, backend.vocab_size), start.keep_prefixes, guesses)
-    _run(engine, out, connection, _orders(stream))
+    _run(engine, out, connection, _orders(connection))
 
 
-def _orders(stream: Any) -> "queue.SimpleQueue[Any]":
+def _orders(connection: socket.socket) -> "queue.SimpleQueue[Any]":
     """What comes in, read by a thread; None at the end."""
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def listen() -> None:
-        order: Any = True
-        while order is not None:
-            order = read_order(stream)
-            orders.put(order)
+    def listen() -> bool:
+        order = read_order(connection)
+        orders.put(order)
+        return order is not None
 
-    threading.Thread(target=listen, daemon=True).start()
+    def listen_on() -> None:
+        while listen():  # nothing of an order outlives the call
+            pass
+
+    threading.Thread(target=listen_on, daemon=True).start()
     return orders
+
+
+def _take(engine: Engine, orders: "queue.SimpleQueue[Any]") -> bool:
+    """Hands the next order to the engine; whether there was one."""
+    order = orders.get()
+    if order is not None:
+        engine.receive(order)
+    return order is not None
 
 
 def _run(engine: Engine, out: list[Event], connection: socket.socket, orders: "queue.SimpleQueue[Any]") -> None:
@@ -103,10 +113,8 @@ def _run(engine: Engine, out: list[Event], connection: socket.socket, orders: "q
             if engine.idle and told >= 0:
                 _tell(connection, [engine.stats()])
                 told = -1.0
-            order = orders.get()
-            if order is None:
+            if not _take(engine, orders):
                 return
-            engine.receive(order)
             if engine.idle:  # refused at once
                 _tell(connection, out)
         engine.step()

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import secrets
 from pathlib import Path
 
 import httpx2
@@ -18,7 +20,10 @@ from pomona.private.tokens.wallet import Wallet
 from pomona.private.transparency import leaves
 
 BATCH = 32
-"""Tokens that are bought at a time: when one is bought says little of when one is spent."""
+"""Tokens that are bought at a time."""
+FEW, SOON_SECONDS = 8, 30.0
+"""With so few left more are bought, some time within so long: when they are bought says little of when they are spent.
+Only who has none buys at once."""
 LARGEST_ANSWER = 1 << 18
 ISSUE_PATH = "/token-request"
 
@@ -36,6 +41,7 @@ class Purse:
         self.challenge = challenge_of(trust.issuer_name, trust.gateway_name)
         self._wallet = Wallet(state / "tokens.sqlite")
         self._lock = asyncio.Lock()
+        self._ahead: asyncio.Task[None] | None = None
 
     async def token(self, known: Known, client: httpx2.AsyncClient, now: float) -> Token:
         """One token, taken off the disk before it is used.
@@ -51,9 +57,20 @@ class Purse:
             if found is None:
                 await self._buy(known, client, now)
                 found = self._wallet.take(digest, now)
+            elif self._ahead is None and self._wallet.count(digest, now) < FEW:
+                self._ahead = asyncio.create_task(self._buy_ahead(known, client, now))
         if found is None:
             raise TokenError("The issuer answered without a token.")
         return found
+
+    async def _buy_ahead(self, known: Known, client: httpx2.AsyncClient, now: float) -> None:
+        try:
+            await asyncio.sleep(secrets.SystemRandom().uniform(0, SOON_SECONDS))
+            async with self._lock:
+                with contextlib.suppress(Unreachable, OutOfTokens, TokenError):  # who needs one will hear of it
+                    await self._buy(known, client, now)
+        finally:
+            self._ahead = None
 
     async def _buy(self, known: Known, client: httpx2.AsyncClient, now: float) -> None:
         key = signing_key(known, self.trust.issuer_name, now)
@@ -75,6 +92,8 @@ class Purse:
 
     def close(self) -> None:
         """Closes the wallet."""
+        if self._ahead is not None:
+            self._ahead.cancel()
         self._wallet.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pomona.serve.messages import Cancel, Event, Finished, Prompted, Ready, Said, Submit, framed, size_of
+from pomona.serve.messages import Cancel, Event, Finished, Prompted, Ready, Said, Submit, exactly, framed, size_of
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True):
@@ -75,7 +75,7 @@ _up = msgspec.msgpack.Decoder(DiffieHellman | Piece | Ended | Submit | Cancel)
 __all__ = ["DiffieHellman", "Ended", "Event", "Piece", "Prepare", "Request", "Secret", "framed"]
 
 
-def to_worker(content: bytes) -> Any:
+def to_worker(content: bytes | bytearray) -> Any:
     """What the node told."""
     return _down.decode(content)
 
@@ -87,17 +87,6 @@ def to_node(content: bytes) -> Any:
 
 def receive(connection: socket.socket) -> Any:
     """The next message from the node, waited for; None at the end."""
-    head = _exactly(connection, 4)
-    content = _exactly(connection, size_of(head)) if head else b""
+    head = exactly(connection, 4)
+    content = exactly(connection, size_of(head)) if head else b""
     return to_worker(content) if content else None
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    parts, left = [], size
-    while left:
-        part = connection.recv(min(left, 1 << 20))
-        if not part:
-            return b""
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)

@@ -25,7 +25,6 @@ from pomona.listen.server import bound
 from pomona.private.client.reading import Unreachable, read_log
 from pomona.private.client.trust import Trust, read_log_trust, write_trust
 from pomona.private.roles.enrolment import enrol
-from pomona.private.roles.forgetting import overwriting
 from pomona.private.roles.publishing import Publisher, publish
 from pomona.private.roles.release import measured, release_of
 from pomona.private.transparency.errors import TransparencyError
@@ -139,8 +138,7 @@ class _Processes:
     def start(self, name: str, role: str, *arguments: str, place: int) -> None:
         command = [sys.executable, "-m", "pomona.cli.main", "private", role, *arguments, "--port", str(place)]
         keys = {"POMONA_LOG_KEY": _keys(self.folder).get(name, "")}
-        environment = os.environ | keys
-        self._run(name, command, overwriting(environment) if role == "node" else environment)
+        self._run(name, command, os.environ | keys)
 
     def emulator(self, folder: Path) -> list[str]:
         """The option that names a fresh TPM emulator; nothing where none is installed."""
