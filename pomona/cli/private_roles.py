@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import tyro
 
 from pomona.cli.parse import parse, print_stdout
+from pomona.cli.private_publishing import log_of
 from pomona.cli.serve_verb import adapters_of
 from pomona.core.errors import UserError
-
-KEY = "POMONA_LOG_KEY"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ def issuer(arguments: list[str]) -> None:
     from pomona.api.keys import read_keys
     from pomona.private.roles.issuer import IssuerSettings, build_issuer
 
-    trust, publisher = _log(options.log)
+    trust, publisher = log_of(options.log)
     options.folder.mkdir(parents=True, exist_ok=True)
     settings = IssuerSettings(
         options.folder, options.name, read_keys(options.accounts), options.per_day, trust, publisher
@@ -172,7 +171,7 @@ def gateway(arguments: list[str]) -> None:
 
     if not options.node:
         raise UserError("there are no nodes.", "a gateway passes requests to nodes.", "--node http://10.0.0.1:8714")
-    trust, publisher = _log(options.log)
+    trust, publisher = log_of(options.log)
     options.folder.mkdir(parents=True, exist_ok=True)
     nodes = tuple(address.rstrip("/") for address in options.node)
     settings = GatewaySettings(options.folder, options.name, options.issuer_name, nodes, trust, publisher)
@@ -245,123 +244,6 @@ def node(arguments: list[str]) -> None:
     settings = NodeSettings(options.folder, start, prepare, ours, trust, processor, options.waiting)
     served = Node(settings, open_tpm(options.tpm) if options.tpm else None)
     _serve(build_node(served), _bound(options), f"node of {name}", served.engine)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReleaseOptions:
-    """Measures what nodes run, and publishes it. The key for the log is read from POMONA_LOG_KEY."""
-
-    model: Annotated[Path, tyro.conf.Positional]
-    """A run folder or a device file."""
-    log: Path = Path("log.json")
-    """The log's settings, which it writes when it starts."""
-    profile: str = "operator"
-    """What the machines promise: `pomona private status` lists them."""
-    name: str = ""
-    """What the model is called; by default as its folder or file."""
-    version: str = ""
-    """Of the release; today's date by default."""
-    adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """NAME=FOLDER: an adapter of the model; may be given several times."""
-    image: str = ""
-    """The digest of the machines' image; that of the installed programs by default."""
-    register: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """BANK/NUMBER=HEX: what else the machines measure at their start, as sha256/4, mrtd/0, rtmr/0 or sev-snp/0; several
-    times."""
-    days: int = 30
-    """How long it counts."""
-    dry_run: bool = False
-    """Prints the leaf and publishes nothing."""
-
-
-def release(arguments: list[str]) -> None:
-    """Measures, publishes, prints."""
-    options = parse(ReleaseOptions, arguments, "private release")
-    from pomona.api.model import name_of
-    from pomona.private.attestation.profiles import PROFILES
-    from pomona.private.roles.publishing import publish
-    from pomona.private.roles.release import measured, release_of
-    from pomona.private.transparency.leaves import encode, hash_of
-
-    if options.profile not in PROFILES:
-        raise UserError(f"--profile {options.profile}.", f"there are {', '.join(PROFILES)}.", "pomona private status")
-    adapters = {name: Path(path) for name, path in adapters_of(options.adapter).items()}
-    ours = measured(options.name or name_of(options.model), options.model, adapters, options.image)
-    version = options.version or time.strftime("%Y-%m-%d")
-    registers = dict(each.partition("=")[::2] for each in options.register)
-    leaf = _leaf(lambda: release_of(ours, version, options.profile, registers, time.time(), options.days * 86400))
-    print_stdout(encode(leaf).decode() + "\n")
-    if not options.dry_run:
-        _publish(lambda: publish(_log(options.log)[1], [leaf]))
-        print(f"published as {hash_of(leaf).hex()}", file=sys.stderr)
-
-
-@dataclasses.dataclass(frozen=True)
-class EnrolOptions:
-    """Has a node's machine prove its TPM, and publishes that. The key for the log is read from POMONA_LOG_KEY."""
-
-    node: Annotated[str, tyro.conf.Positional]
-    """The node's address."""
-    by: str
-    """Who enrols, as the log will say."""
-    log: Path = Path("log.json")
-    """The log's settings, which it writes when it starts."""
-    maker: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """A certificate (PEM) of who certifies the TPM's endorsement key; may be given several times."""
-    any_tpm: bool = False
-    """Believes any TPM, an emulator among them."""
-    days: int = 365
-    """How long it counts."""
-
-
-def enrol(arguments: list[str]) -> None:
-    """Asks, checks, publishes."""
-    options = parse(EnrolOptions, arguments, "private enrol")
-    from pomona.private.roles.enrolment import enrol
-    from pomona.private.roles.publishing import publish
-    from pomona.private.transparency.leaves import encode
-
-    if bool(options.maker) == options.any_tpm:
-        raise UserError("who vouches for the TPM?", "its maker's certificate, or nobody.", "--maker FILE, or --any-tpm")
-    makers = None if options.any_tpm else [path.read_bytes() for path in options.maker]
-    leaf = enrol(options.node.rstrip("/"), makers, options.by, options.days * 86400)
-    _publish(lambda: publish(_log(options.log)[1], [leaf]))
-    print_stdout(_leaf(lambda: encode(leaf)).decode() + "\n")
-
-
-def _log(path: Path) -> tuple[Any, Any]:
-    """A log's settings, and the end of it that this process may write at."""
-    from pomona.private.client.trust import read_log_trust
-    from pomona.private.roles.publishing import Publisher
-
-    trust, key = read_log_trust(path), os.environ.get(KEY, "")
-    if not key:
-        raise UserError(
-            f"{KEY} is not set.", "who writes into the log has a key for it.", f"{KEY}=... pomona private ..."
-        )
-    return trust, Publisher(trust.address, key)
-
-
-def _leaf(make: Any) -> Any:
-    from pomona.private.transparency.errors import TransparencyError
-    from pomona.private.transparency.leaves import encode
-
-    try:
-        leaf = make()
-        return leaf if isinstance(leaf, bytes) else (encode(leaf), leaf)[1]
-    except TransparencyError as error:
-        raise UserError(
-            f"the log would not take it: {error}", "docs/private.md says what leaves are.", "others"
-        ) from error
-
-
-def _publish(do: Any) -> None:
-    from pomona.private.roles.publishing import NotPublished
-
-    try:
-        do()
-    except NotPublished as error:
-        raise UserError(f"{error}", "the log lets writers write the kinds that they may.", f"another {KEY}") from error
 
 
 def _bound(options: At) -> Any:

@@ -18,9 +18,14 @@ SOUND_SECONDS = 60.0
 """An engine that ran for so long is started again at once."""
 
 
-_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pomona" / "compiled"
-COMPILED = {"JAX_COMPILATION_CACHE_DIR": str(_FOLDER), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-"""What one start has compiled, the next one reads; where the user has said nothing else."""
+def _environment(hidden: bool) -> dict[str, str]:
+    """What one start has compiled, the next one reads, where the user has said nothing else. Not where memory is
+    hidden: what lies on a disk is no part of what was measured."""
+    if hidden or not (home := os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME")):
+        return dict(os.environ)
+    folder = Path(home) / ("" if os.environ.get("XDG_CACHE_HOME") else ".cache") / "pomona" / "compiled"
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    return kept | os.environ
 
 
 class Remote(Link):
@@ -68,7 +73,7 @@ class Remote(Link):
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # what a library prints is no message of ours
-                env=COMPILED | os.environ,
+                env=_environment(self.start_order.hidden),
             )
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._writer.write(framed(self.start_order))

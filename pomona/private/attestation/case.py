@@ -14,7 +14,16 @@ from pomona.private.evidence.processors.tdx import TdQuote, read_quote
 from pomona.private.evidence.tpm.evidence import TpmExpected, TpmParts, read_evidence
 from pomona.private.evidence.tpm.structures import name_of
 from pomona.private.transparency.errors import TransparencyError
-from pomona.private.transparency.leaves import Leaf, Machine, Release, decode, in_force, newest_directory
+from pomona.private.transparency.leaves import (
+    Leaf,
+    Machine,
+    Release,
+    Revocation,
+    decode,
+    hash_of,
+    in_force,
+    newest_directory,
+)
 from pomona.private.transparency.merkle import CompactRange, extend, leaf_hash, range_root
 from pomona.private.transparency.view import View
 
@@ -46,6 +55,16 @@ class Known:
             except TransparencyError:
                 continue
         return tuple(found)
+
+    def is_revoked(self, leaf: Leaf) -> bool:
+        """Whether the log takes a leaf back now."""
+        return hash_of(leaf).hex() in self._revoked
+
+    @functools.cached_property
+    def _revoked(self) -> frozenset[str]:
+        return frozenset(
+            each.leaf for each in self.written if isinstance(each, Revocation) and each.not_before <= self.now
+        )
 
     @functools.cached_property
     def leaves(self) -> tuple[Leaf, ...]:

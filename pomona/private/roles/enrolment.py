@@ -5,7 +5,6 @@ holds both gives it back. Once, by whoever may write `machine` leaves; after tha
 """
 
 import secrets
-import time
 from collections.abc import Sequence
 
 import httpx2
@@ -68,7 +67,7 @@ def open_challenge(attester: Attester, challenge: Challenge) -> bytes:
         flush_context(attester.tpm, endorsement.handle)
 
 
-def enrol(address: str, makers: Sequence[bytes] | None, enroller: str, seconds: int) -> Machine:
+def enrol(address: str, makers: Sequence[bytes] | None, enroller: str, now: float, seconds: int) -> Machine:
     """The enroller's half: asks a node's machine, and returns the leaf that enrols it.
 
     Args:
@@ -86,7 +85,7 @@ def enrol(address: str, makers: Sequence[bytes] | None, enroller: str, seconds: 
         if attestation.attributes != ATTESTATION_KEY.attributes:
             raise AttestationError("its attestation key may sign more than what its TPM wrote, or leave it.")
         if makers is not None:
-            _check_certificate(told.certificate, endorsement, makers)
+            _check_certificate(told.certificate, endorsement, makers, now)
         secret, name = secrets.token_bytes(32), name_of(attestation)
         made = make_credential(endorsement, name, secret, secrets.token_bytes(32))
         content = msgspec.json.encode(Challenge(made.blob, made.encrypted_seed))
@@ -99,8 +98,7 @@ def enrol(address: str, makers: Sequence[bytes] | None, enroller: str, seconds: 
             "its TPM proves that one maker's TPM holds the key that it attests with.",
             "a node that runs with --tpm, and --maker with its TPM's maker's certificate",
         ) from error
-    now = int(time.time())
-    return Machine(not_before=now, expires=now + seconds, key_name=name.hex(), enrolled_by=enroller)
+    return Machine(not_before=int(now), expires=int(now) + seconds, key_name=name.hex(), enrolled_by=enroller)
 
 
 def _asked(answer: httpx2.Response) -> bytes:
@@ -109,11 +107,10 @@ def _asked(answer: httpx2.Response) -> bytes:
     return answer.content
 
 
-def _check_certificate(certificate: bytes, endorsement: Public, makers: Sequence[bytes]) -> None:
+def _check_certificate(certificate: bytes, endorsement: Public, makers: Sequence[bytes], now: float) -> None:
     if not certificate:
         raise AttestationError("its TPM holds no certificate of a maker.")
     read = x509.load_der_x509_certificate(certificate)
-    now = time.time()
     if not read.not_valid_before_utc.timestamp() <= now <= read.not_valid_after_utc.timestamp():
         raise AttestationError("its TPM's certificate has expired.")
     if not any(_issued(read, x509.load_pem_x509_certificate(maker)) for maker in makers):

@@ -27,7 +27,7 @@ from pomona.private.client.buying import challenge_of, key_of
 from pomona.private.client.reading import read_log
 from pomona.private.client.trust import LogTrust
 from pomona.private.roles.fleet import Fleet, Serving
-from pomona.private.roles.gateway_keys import prepare_gateway_keys, published_config
+from pomona.private.roles.gateway_keys import drop_gateway_key, prepare_gateway_keys, published_config
 from pomona.private.roles.http import LARGEST_BODY, LIMITS, PASSED_SECONDS, Cut, Stream, body, every, plain
 from pomona.private.roles.publishing import Publisher, publish
 from pomona.private.sealing.binary_http import (
@@ -179,6 +179,11 @@ class Gateway:
                 return key_of(leaf)
         raise TokenError("The token is of a key that is not in the log, or no longer good.")
 
+    async def health(self, request: HttpRequest) -> Response:
+        """Whether requests can be opened, and there are nodes for them."""
+        up = bool(self.keys) and any(node.up for node in self.fleet.nodes.values())
+        return plain(200 if up else 503, "ok" if up else "not ready")
+
     async def renew(self) -> bool:
         """Makes today's key and publishes it; a key that is not in the log is not used by anybody."""
         await asyncio.to_thread(self._renew)
@@ -188,6 +193,10 @@ class Gateway:
         now = self.clock()
         keys = prepare_gateway_keys(self.settings.folder / "keys", now)
         known = read_log(self.settings.log, self.settings.folder / "log", now)
+        for day, key in keys.items():
+            if known.is_revoked(published_config(self.settings.name, day, key)):
+                drop_gateway_key(self.settings.folder / "keys", day)
+        keys = prepare_gateway_keys(self.settings.folder / "keys", now)
         wanted = [published_config(self.settings.name, day, key) for day, key in keys.items()]
         if missing := [leaf for leaf in wanted if leaf not in known.written]:
             publish(self.settings.publisher, missing)
@@ -213,7 +222,10 @@ def build_gateway(settings: GatewaySettings, clock: Callable[[], float] = time.t
             yield
         gateway.spent.close()
 
-    return Starlette(routes=[Route("/", gateway.answer, methods=["POST"])], lifespan=life)
+    return Starlette(
+        routes=[Route("/", gateway.answer, methods=["POST"]), Route("/health", gateway.health, methods=["GET"])],
+        lifespan=life,
+    )
 
 
 async def _sealed(exchange: Exchange, reply: Reply) -> Pieces:

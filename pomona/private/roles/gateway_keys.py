@@ -41,6 +41,11 @@ def prepare_gateway_keys(folder: Path, now: float) -> dict[int, GatewayKey]:
     return found
 
 
+def drop_gateway_key(folder: Path, day: int) -> None:
+    """Deletes a key before its time, because it is not to be used again; `prepare_gateway_keys` makes another."""
+    (folder / f"{_date(day)}.key").unlink(missing_ok=True)
+
+
 def published_config(name: str, day: int, key: GatewayKey) -> leaves.GatewayKey:
     """What the log says of a key."""
     return leaves.GatewayKey(

@@ -40,6 +40,11 @@ def plain(status: int, text: str) -> Response:
     return Response(text + "\n", status, {"cache-control": "no-store"}, "text/plain; charset=utf-8")
 
 
+async def health(request: Request) -> Response:
+    """Of a role that works as soon as it listens."""
+    return plain(200, "ok")
+
+
 @contextlib.asynccontextmanager
 async def every(seconds: float, do: Callable[[], Awaitable[bool]]) -> AsyncGenerator[None, None]:
     """Does something at once and then again and again, as long as the block runs: sooner where it says that it is not

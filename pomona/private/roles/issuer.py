@@ -23,7 +23,15 @@ from pomona.private.roles.publishing import Publisher, publish
 from pomona.private.tokens.batches import BATCH_REQUEST_MEDIA_TYPE, BATCH_RESPONSE_MEDIA_TYPE
 from pomona.private.tokens.directory import DIRECTORY_MEDIA_TYPE, encode_directory
 from pomona.private.tokens.errors import QuotaExceeded, TokenError
-from pomona.private.tokens.issuer import Issuer, SigningKey, issue, issuer_directory, prepare_keys, published_key
+from pomona.private.tokens.issuer import (
+    Issuer,
+    SigningKey,
+    drop_key,
+    issue,
+    issuer_directory,
+    prepare_keys,
+    published_key,
+)
 from pomona.private.tokens.privacy_pass import encode_token_key, token_key_id
 from pomona.private.tokens.quota import open_quota
 from pomona.private.transparency.leaves import IssuerKey, Leaf
@@ -77,6 +85,10 @@ def build_issuer(settings: IssuerSettings, clock: Callable[[], float] = time.tim
     def renew() -> None:
         keys = prepare_keys(settings.folder / "keys", clock())
         known = read_log(settings.log, settings.folder / "log", clock())
+        for key in keys:
+            if known.is_revoked(_leaf(settings.name, key)):
+                drop_key(settings.folder / "keys", key)
+        keys = prepare_keys(settings.folder / "keys", clock())
         wanted = [_leaf(settings.name, key) for key in keys]
         missing = [leaf for leaf in wanted if leaf not in known.written]
         if missing:

@@ -126,6 +126,12 @@ def make_keys(
         content = encode_bundle(Bundle(claims, proof))
         return NodeKeys(content, claims.point, seed, key.diffie_hellman, lambda: None, claims.expires, leaf)
     registers = _registers(release)
+    if not registers:
+        raise UserError(
+            f"the release of {release.name} names no registers of a TPM.",
+            f"its profile is {release.profile}; a node with a TPM is held to what the release says of it.",
+            "pomona private release --profile tpm, or the node without --tpm",
+        )
     _check_registers(attester, registers)
     created = create_register_key(attester.tpm, registers)
     held = load_register_key(attester.tpm, created, registers)

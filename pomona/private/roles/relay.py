@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pomona.private.roles.http import LARGEST_BODY, LIMITS, PASSED_SECONDS, Cut, Stream, body, plain
+from pomona.private.roles.http import LARGEST_BODY, LIMITS, PASSED_SECONDS, Cut, Stream, body, health, plain
 from pomona.private.sealing.oblivious_http import CHUNKED_REQUEST, CHUNKED_RESPONSE
 
 
@@ -48,7 +48,9 @@ def build_relay(gateway: str) -> Starlette:
         async with client:
             yield
 
-    return Starlette(routes=[Route("/", relay, methods=["POST"])], lifespan=life)
+    return Starlette(
+        routes=[Route("/", relay, methods=["POST"]), Route("/health", health, methods=["GET"])], lifespan=life
+    )
 
 
 async def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes, None]:

@@ -230,7 +230,7 @@ def _publish_release(laptop: Laptop, ours, operator: Publisher) -> None:
 
 
 def _enrol(laptop: Laptop, address: str, operator: Publisher) -> None:
-    machine = enrol(address, None, "laptop", 30 * DAY)
+    machine = enrol(address, None, "laptop", time.time(), 30 * DAY)
     known = read_log(read_log_trust(laptop.folder / "log/log.json"), laptop.folder / "seen", time.time())
     if machine.key_name not in [leaf.key_name for leaf in known.leaves if isinstance(leaf, Machine)]:
         publish(operator, [machine])

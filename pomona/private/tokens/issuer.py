@@ -98,6 +98,11 @@ def prepare_keys(folder: Path, now: float) -> tuple[SigningKey, ...]:
     return first, _prepare_key(folder, today + 1, (first,))
 
 
+def drop_key(folder: Path, key: SigningKey) -> None:
+    """Deletes a key before its time, because it is not to be used again; `prepare_keys` makes another."""
+    (folder / f"{_date(key.day)}.pem").unlink(missing_ok=True)
+
+
 def published_key(key: SigningKey) -> IssuerKey:
     """What the log says of a key."""
     return IssuerKey(key.private_key.public_key(), key.day * DAY_SECONDS, (key.day + KEY_DAYS) * DAY_SECONDS)

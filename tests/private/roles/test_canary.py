@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import subprocess
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import httpx2
 import pytest
-from cloud import free_ports
+from cloud import ROOT, free_ports
 from looking import (
     Needles,
     Recorder,
@@ -20,7 +21,6 @@ from looking import (
     files_below,
     forking_processes,
     forms_of,
-    give_up_tracing,
     in_files,
     in_process,
     open_files,
@@ -261,7 +261,12 @@ def test_no_role_leaves_core_dumps_or_can_be_read(wired):
     hidden = [pid for name, pids in cloud.items() if re.match(roles, name) for pid in pids]
     assert len(hidden) == 4 + 2 * (3 + SPARE)
     assert all(core_limits(pid) == ["0", "0"] for pid in hidden)
-    with subprocess.Popen(["sleep", "60"], preexec_fn=give_up_tracing) as control:  # with no more rights than the roles
+    # The control has no more rights than the roles have, and says when it has given them up.
+    program = "import looking, os; looking.give_up_tracing(); os.execlp('sh', 'sh', '-c', 'echo; exec sleep 60')"
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
+    given = {"stdout": subprocess.PIPE, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", program], **given) as control:
+        control.stdout.readline()
         read = pried([*hidden, control.pid])
         control.kill()
     if read is None:
