@@ -11,6 +11,7 @@ import tyro
 
 from pomona.cli.parse import parse, print_stdout
 from pomona.core.errors import UserError
+from pomona.core.files import read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ async def _audit(options: Audit) -> list[Any]:
     async with _asker(options.config) as asker:
         known = await asker.known()
         if options.bundle:
-            return [audit_log(known), audit_bundle(options.bundle.read_bytes(), known, f"bundle {options.bundle}")]
+            return [audit_log(known), audit_bundle(read_bytes(options.bundle), known, f"bundle {options.bundle}")]
         return [audit_log(known), *await audit_nodes(asker, known)]
 
 

@@ -13,6 +13,7 @@ import tyro
 from pomona.cli.parse import parse, print_stdout
 from pomona.cli.serve_verb import adapters_of
 from pomona.core.errors import UserError
+from pomona.core.files import read_bytes
 
 KEY = "POMONA_LOG_KEY"
 """The environment variable with the key for the log."""
@@ -56,14 +57,15 @@ def release(arguments: list[str]) -> None:
 
     if options.profile not in PROFILES:
         raise UserError(f"--profile {options.profile}.", f"there are {', '.join(PROFILES)}.", "pomona private status")
+    publisher = None if options.dry_run else log_of(options.log)[1]
     adapters = {name: Path(path) for name, path in adapters_of(options.adapter).items()}
     ours = measured(options.name or name_of(options.model), options.model, adapters, options.image)
     version = options.version or time.strftime("%Y-%m-%d")
     registers = dict(each.partition("=")[::2] for each in options.register)
     leaf = _leaf(lambda: release_of(ours, version, options.profile, registers, time.time(), options.days * 86400))
     print_stdout(encode(leaf).decode() + "\n")
-    if not options.dry_run:
-        _published(lambda: publish(log_of(options.log)[1], [leaf]))
+    if publisher is not None:
+        _published(lambda: publish(publisher, [leaf]))
         print(f"published as {hash_of(leaf).hex()}", file=sys.stderr)
 
 
@@ -94,9 +96,10 @@ def enrol(arguments: list[str]) -> None:
 
     if bool(options.maker) == options.any_tpm:
         raise UserError("who vouches for the TPM?", "its maker's certificate, or nobody.", "--maker FILE, or --any-tpm")
-    makers = None if options.any_tpm else [path.read_bytes() for path in options.maker]
+    publisher = log_of(options.log)[1]
+    makers = None if options.any_tpm else [read_bytes(path) for path in options.maker]
     leaf = enrol(options.node.rstrip("/"), makers, options.by, time.time(), options.days * 86400)
-    _published(lambda: publish(log_of(options.log)[1], [leaf]))
+    _published(lambda: publish(publisher, [leaf]))
     print_stdout(_leaf(lambda: encode(leaf)).decode() + "\n")
 
 

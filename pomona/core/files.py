@@ -13,6 +13,20 @@ from typing import Any
 from pomona.core.errors import UserError
 
 
+def read_bytes(path: Path) -> bytes:
+    """Reads a file that somebody named.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}.", "a file that is there.", "check its name"
+        ) from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` atomically, creating its folder.
 
