@@ -1,1 +1,1 @@
-"""Floor 9: what the user types."""
+"""Floor 10: what the user types."""
