@@ -22,6 +22,7 @@ from pomona.api.model import name_of
 from pomona.core.errors import UserError
 from pomona.core.private_files import read_private, write_private
 from pomona.listen.server import bound
+from pomona.private.attestation.profiles import PROFILES
 from pomona.private.client.reading import Unreachable, read_log
 from pomona.private.client.trust import Trust, read_log_trust, write_trust
 from pomona.private.roles.enrolment import enrol
@@ -102,8 +103,11 @@ def run_laptop(laptop: Laptop, say: Callable[[str], None]) -> None:
         write_trust(trust, laptop.folder / "client.json")
         attested = "attested by TPM emulators" if processes.has_emulator else "without TPMs: swtpm is not installed"
         say(f"{laptop.nodes} nodes serve {ours.name}, {attested}")
+        roles = ("log", "issuer", "relay", "gateway", *(f"node {number + 1}" for number in range(laptop.nodes)))
+        say("  " + ", ".join(f"{role} :{laptop.port + place}" for place, role in enumerate(roles)) + " on 127.0.0.1")
         say(f'  pomona private ask --config {laptop.folder}/client.json "Hello"')
-        say("  On one machine nothing is private: pomona private status")
+        say(f"  pomona private audit --config {laptop.folder}/client.json")
+        say(f"  on one machine nothing is private ({PROFILES[PROFILE].reads_requests} can read): pomona private status")
         processes.watch()
 
 
