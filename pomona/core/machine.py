@@ -1,8 +1,6 @@
 """What this process may take of its machine."""
 
-import ctypes
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -35,6 +33,9 @@ def hide_memory() -> None:
     Raises:
         OSError: the kernel refuses.
     """
+    import ctypes
+    import resource
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
