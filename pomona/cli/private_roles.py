@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -265,7 +266,10 @@ def _serve(app: Any, sock: Any, what: str, engine: Any = None) -> None:
             if engine is not None:
                 await engine.start()
             print(f"{what} at {address_of(sock)}", file=sys.stderr, flush=True)
-            await Server(app, drain_seconds=10).serve([sock])
+            server = Server(app, drain_seconds=10)
+            # An answer that cannot go on is cut on purpose; uvicorn takes that for a mistake.
+            logging.getLogger("uvicorn.error").addFilter(lambda told: "without completing" not in told.getMessage())
+            await server.serve([sock])
         finally:
             if engine is not None:
                 await engine.stop()
