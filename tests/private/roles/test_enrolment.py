@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -140,6 +141,13 @@ def test_what_is_not_proven_is_refused(attesters, enrol):
     told.certificate = b"\x30\x03abc"
     with pytest.raises(UserError, match="cannot be enrolled"):
         enrol(told, attester, [maker.pem])
+
+
+def test_a_node_without_a_tpm_is_not_enrolled(monkeypatch):
+    answer = SimpleNamespace(status_code=404, text="this node has no TPM\n", content=b"")
+    monkeypatch.setattr(enrolment.httpx2, "get", lambda address, timeout: answer)
+    with pytest.raises(UserError, match="it answers 404: this node has no TPM"):
+        enrolment.enrol("http://node", None, "operations", NOW, DAY)
 
 
 def test_another_tpms_keys_cannot_be_claimed(attesters, enrol):
