@@ -6,7 +6,7 @@ FILES = pyproject.toml constraints/base.txt
 TEST_PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 WITH_LIBTPU = PYTHONPATH=$(CURDIR)/.venv/libtpu
 
-.PHONY: demo test test-peers test-tpu check format clean help fleet
+.PHONY: demo test test-slow test-peers test-tpu check format clean help fleet
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -15,7 +15,10 @@ demo: .venv/base  ## the whole life of a pair on the CPU: train, prune, distill,
 	.venv/bin/pomona life tiny
 
 test: .venv/dev  ## the whole test suite, without PyTorch
-	.venv/bin/python -m pytest tests -m "not peers and not tpu" -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+	.venv/bin/python -m pytest tests -m "not peers and not tpu and not slow" -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+
+test-slow: .venv/dev  ## the tests that take long by themselves: many processes, kills, every command of the README
+	.venv/bin/python -m pytest tests -m slow -n $(TEST_PROCESSES) --maxprocesses 8
 
 test-peers: .venv/peers  ## the comparisons with PyTorch and transformers, live
 	.venv/bin/python -m pytest tests -m peers

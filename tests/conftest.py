@@ -15,9 +15,10 @@ os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Tests start the same small run many times, in processes of their own: what one has compiled the next one reads.
-compiled = tempfile.mkdtemp(prefix="pomona-tests-")
-atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the one of who started them
+    compiled = tempfile.mkdtemp(prefix="pomona-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))  # small_run.py is a module of the tests beside it

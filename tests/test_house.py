@@ -56,11 +56,14 @@ def test_only_parallel_names_mesh_axes(path):
 
 
 def test_a_wall_without_a_room_is_a_mistake():
-    folders = {path.parent.name for path in FILES}
-    assert not folders & {"utils", "common", "misc", "lib", "helpers"}
+    assert not {path.parent.name for path in FILES} & {"utils", "common", "misc", "lib", "helpers"}
     contract = (ROOT / "pyproject.toml").read_text()
-    layers = re.search(r"layers = \[(.*?)\]", contract, flags=re.DOTALL).group(1)
-    assert folders - {"pomona"} == set(re.findall(r"pomona\.(\w+)", layers)), "each folder stands on a floor"
+    outer, inner = re.findall(r"layers = \[(.*?)\]", contract, flags=re.DOTALL)
+    packages = [path.parent.relative_to(ROOT / "pomona").parts for path in FILES]
+    rooms = {parts[0] for parts in packages if parts}
+    assert rooms == set(re.findall(r"pomona\.(\w+)", outer)), "each folder stands on a floor"
+    wing = {parts[1] for parts in packages if parts[:1] == ("private",) and len(parts) > 1}
+    assert wing == set(re.findall(r"\w+", inner)), "and in the private cloud on one of its own"
 
 
 def test_no_address_of_a_registry_is_in_the_project():

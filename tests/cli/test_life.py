@@ -52,6 +52,7 @@ def test_a_model_speaks_the_same_after_export_and_import(place):
     assert pomona("generate", "back", "the 3 foxes", "the", *words, cwd=place) == said
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_at_another_s_model_has_it_on_its_card(place):
     """What `generate --keep` said, the exact command and the other run are on the card of a run that trains further."""
     said = pomona("generate", "mine", "the 3 foxes", "--max-tokens", "8", "--keep", cwd=place)

@@ -69,6 +69,7 @@ def private_cloud(words, folder, environment):
         assert up.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_every_pomona_command_of_the_readme_works(tmp_path):
     (tmp_path / "texts").mkdir()
     for i in range(60):

@@ -266,6 +266,7 @@ def test_a_student_learns_from_the_whole_distribution_too(cache, labelled, whole
     assert after < 0.85 * before and after < by_top1, "nearer than longer training on the most likely token brings it"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(cache, labelled, whole, tmp_path):
     folder, _ = labelled
     shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from compress_runs import killed_at, start
 
 from pomona.core.run_folder import RunFolder
@@ -31,6 +32,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in (folder / "palettes").iterdir()}
 
 
+@pytest.mark.slow
 def test_palettizing(parent, tmp_path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
     for hook in (WHILE_MEASURING, WHILE_WRITING, BEFORE_THE_LAST_WORD):
@@ -44,6 +46,7 @@ def test_palettizing(parent, tmp_path):
     assert len(told[0]) == 1 and told[0][0]["bits_per_byte"] == told[1][0]["bits_per_byte"]
 
 
+@pytest.mark.slow
 def test_recovery(folders, tmp_path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
     done = start("recover", folders[0], out, hook=killed_at(8))

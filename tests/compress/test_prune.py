@@ -184,6 +184,7 @@ def undisturbed(parent, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_after_every_death_the_same_command_makes_the_same_model(parent, undisturbed, tmp_path):
     out = tmp_path / "run"
     for hook in DEATHS.values():

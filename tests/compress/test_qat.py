@@ -90,6 +90,7 @@ def test_palettized_at_two_bits_nothing_changes(trained):
         np.testing.assert_array_equal(values, weight_OI)
 
 
+@pytest.mark.slow
 def test_a_killed_run_makes_its_last_steps_again(parent, trained, tmp_path):
     """Weights, factors and moments come back from a checkpoint, bit for bit."""
     out = tmp_path / "run"

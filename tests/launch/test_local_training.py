@@ -87,6 +87,7 @@ def place(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_four_processes_preempted_then_two_one_of_them_killed_make_the_run_of_one(place):
     one, run = place / "one", place / "run"
     alone = begin(place, "train", "tiny", "--run", "one")

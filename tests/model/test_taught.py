@@ -65,7 +65,7 @@ def computed(mesh_config, target):
     return [float(total), float(sums.nll)], jax.tree.leaves(jax.tree.map(np.asarray, gradients)), np.asarray(top)[real]
 
 
-@pytest.mark.parametrize("target", ["top1", "logits"])
+@pytest.mark.parametrize("target", ["top1", pytest.param("logits", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2, seq=2), MeshConfig(fsdp=2, seq=2, tensor=2)], ids=str)
 def test_of_every_mesh(mesh, target):
     sums, gradients, top = computed(mesh, target)

@@ -88,6 +88,7 @@ TWO_STAGES = changed(
 )
 
 
+@pytest.mark.slow
 def test_a_later_mesh_takes_shards_from_other_processes(cache, tmp_path):
     """From halves of each weight to copies: each process gets what the other has."""
     hook = "from pomona.parallel.config import MeshConfig\n" + TWO_STAGES
@@ -142,6 +143,7 @@ loop._compiled = compiled
 """
 
 
+@pytest.mark.slow
 def test_two_processes_bear_faults_and_name_the_one_that_is_slow_or_wrong(cache, tmp_path, one):
     expected = start(tmp_path / "expected", cache, devices=2, hook=ONE_STAGE + SHIFTED)
     assert expected.returncode == 0, expected.stderr

@@ -113,6 +113,7 @@ def test_where_to_go_back_to_and_when_to_give_up():
 KILLED_AT_ONCE = "loop.roll_back = lambda *a, old=loop.roll_back: (old(*a), os.kill(os.getpid(), 9))\n"
 
 
+@pytest.mark.slow
 def test_a_spike_is_rolled_back_past_its_data_and_kills_change_nothing(cache, tmp_path):
     expected = start(tmp_path / "expected", cache, hook=SHIFTED)
     assert expected.returncode == 0, expected.stderr

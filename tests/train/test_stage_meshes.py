@@ -51,7 +51,10 @@ def test_the_curve_is_that_of_one_mesh(moved, uninterrupted):
     np.testing.assert_allclose(losses(moved), losses(uninterrupted), atol=2e-5)
 
 
-@pytest.mark.parametrize(("killed_at", "resumed_after"), [(7, 6), (9, 8), (11, 9)])
+@pytest.mark.parametrize(
+    ("killed_at", "resumed_after"),
+    [pytest.param(7, 6, marks=pytest.mark.slow), (9, 8), pytest.param(11, 9, marks=pytest.mark.slow)],
+)
 def test_a_kill_before_at_and_after_the_boundary_changes_no_bit(cache, tmp_path, moved, killed_at, resumed_after):
     killed = start(tmp_path / "run", cache, devices=8, hook=HOOK + at_log(killed_at, DIE))
     assert killed.returncode == -9, killed.stderr

@@ -39,6 +39,7 @@ async def straight(client, address, envelope):
     return answer.status_code, answer.text if answer.status_code != 200 else ""
 
 
+@pytest.mark.slow
 def test_a_day_and_the_next_ones(tokenizer, tmp_path, monkeypatch):
     quick(monkeypatch)
     clock = Clock()
@@ -110,6 +111,7 @@ async def opens(asker, key):
         return answer.status
 
 
+@pytest.mark.slow
 def test_a_release_ends_and_is_renewed_and_revoked(tokenizer, tmp_path, monkeypatch):
     quick(monkeypatch)
     clock = Clock()
