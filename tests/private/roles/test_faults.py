@@ -36,8 +36,8 @@ from pomona.private.sealing.binary_http import encode
 from pomona.private.sealing.envelope import seal_request
 from pomona.private.sealing.padding import padded
 
-SOON = 8.0
-"""Seconds in which a client has to hear that its answer broke off, on a machine that has other things to do."""
+SOON = 60.0
+"""Seconds after which an answer that broke off counts as one that hangs, on a machine that has other things to do."""
 
 
 class Roles:

@@ -53,7 +53,7 @@ def test_a_node_that_hangs_is_passed_over(monkeypatch):
                 assert b"".join([piece async for piece in serving_node.pieces()]) == b"answer"
                 await serving_node.close()
                 assert not nodes[b"1"].up  # it is asked last from now on
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
             assert [each.under_way for each in nodes.values()] == [0, 0]
             assert await found.serve([b"1"], b"envelope") is None
             assert await found.serve([b"3"], b"envelope") is None
