@@ -182,6 +182,7 @@ def test_peft_reads_the_folder_live(folders, recovered, tmp_path):
     assert np.abs(after - before).max() > 0.1
 
 
+@pytest.mark.slow
 def test_prompts_are_continued_with_the_adapters_they_ask_for(folders, recovered, tmp_path, capsys):
     base, bundle = str(folders[0]), str(tmp_path / "bundle")
     assert main(["export", str(recovered[0]), "--format", "adapter", "--output", bundle]) == 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from small_run import LOOP, at_log, changed, events, losses, small_run, start, whole_events, with_faults
 
 from pomona.checkpoint.remote import Remote
@@ -62,6 +63,7 @@ Remote._copy, Remote.push = copy, push
 """
 
 
+@pytest.mark.slow
 def test_kills_and_lost_disks_go_on_from_the_remote_tier_exactly(cache, tmp_path, uninterrupted):
     run, far = tmp_path / "run", tmp_path / "far"
     killed = start(run, cache, hook=tiers(far, 6) + KILLED_WHILE_COPYING_12)

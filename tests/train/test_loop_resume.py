@@ -79,6 +79,7 @@ def tensorboard_curve(folder, name):
     return curve
 
 
+@pytest.mark.slow
 def test_eight_devices_then_two_see_the_same_batches(cache, tmp_path, uninterrupted):
     hook = at_log(5, "os.kill(os.getpid(), signal.SIGTERM)")
     assert start(tmp_path / "run", cache, devices=8, hook=hook).returncode == 75

@@ -61,6 +61,7 @@ def state(folder, cache, step):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(trees)}
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_go_on_and_make_the_run_of_one(cache, tmp_path, one):
     run = tmp_path / "run"
     both = start_two(run, cache, at_log(4, SECOND + "os.kill(os.getpid(), signal.SIGTERM)"))
@@ -100,6 +101,7 @@ def test_a_later_mesh_takes_shards_from_other_processes(cache, tmp_path):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_after_the_death_of_one_of_two_another_mesh_goes_on(cache, tmp_path, one):
     first, second = begin_two(tmp_path / "run", cache, at_log(7, SECOND + "os.kill(os.getpid(), 9)"))
     assert finish(second).returncode == -9

@@ -64,6 +64,7 @@ def test_a_kill_before_at_and_after_the_boundary_changes_no_bit(cache, tmp_path,
     assert losses(tmp_path / "run") == losses(moved)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_straight_onto_the_mesh_of_the_next_step(cache, tmp_path):
     """A state is moved at a boundary, and never after a restore."""
     watch = (
