@@ -172,7 +172,7 @@ def _leaf(make: Any) -> Any:
         return leaf if isinstance(leaf, bytes) else (encode(leaf), leaf)[1]
     except TransparencyError as error:
         raise UserError(
-            f"the log would not take it: {error}", "docs/private.md says what leaves are.", "others"
+            f"the log would not take it: {error}", "names, digests and registers have forms of their own.", "others"
         ) from error
 
 

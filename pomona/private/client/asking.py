@@ -160,7 +160,7 @@ class Asker:
             Refused: the gateway takes no request.
             BrokenOff: the answer ended before its head; later, while it is read, the same.
             TransparencyError: the log is not to be believed.
-            TokenError, QuotaExceeded: there are no tokens.
+            TokenError, OutOfTokens: there are no tokens.
         """
         known = await self.known()
         try:

@@ -101,7 +101,7 @@ def read_trust(path: Path) -> Trust:
         check_log(trust.log)
     except (msgspec.MsgspecError, TransparencyError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is no client's settings: {error}", "docs/private.md has an example.", "that form"
+            f"{path} is no client's settings: {error}", "deploy/private/README.md has an example.", "that form"
         ) from error
     unknown = set(trust.profiles) - set(PROFILES)
     if unknown or not trust.profiles:

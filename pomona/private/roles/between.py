@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pomona.serve.messages import Cancel, Event, Finished, Prompted, Ready, Said, Submit, exactly, framed, size_of
+from pomona.serve.messages import Cancel, Finished, Prompted, Ready, Said, Submit, exactly, size_of
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True):
@@ -71,8 +71,6 @@ OUTCOMES = ("answered", "failed", "unsealed", "unreadable", "key-gone", "lost")
 
 _down = msgspec.msgpack.Decoder(Prepare | Request | Secret | Prompted | Said | Finished)
 _up = msgspec.msgpack.Decoder(DiffieHellman | Piece | Ended | Submit | Cancel)
-
-__all__ = ["DiffieHellman", "Ended", "Event", "Piece", "Prepare", "Request", "Secret", "framed"]
 
 
 def to_worker(content: bytes | bytearray) -> Any:

@@ -63,7 +63,7 @@ def run_laptop(laptop: Laptop, say: Callable[[str], None]) -> None:
     _check_ports(laptop)
     laptop.folder.mkdir(parents=True, exist_ok=True)
     keys, account = _keys(laptop.folder), _account(laptop.folder)
-    with _Processes(laptop.folder, say) as processes:
+    with _Processes(laptop.folder) as processes:
         address = lambda place: f"http://127.0.0.1:{laptop.port + place}"
         folder = lambda name: str(laptop.folder / name)
         processes.start(
@@ -114,8 +114,8 @@ def run_laptop(laptop: Laptop, say: Callable[[str], None]) -> None:
 class _Processes:
     """What was started, ended in the opposite order."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.running: list[tuple[str, subprocess.Popen[bytes]]] = []
         self.has_emulator = shutil.which("swtpm") is not None
         self.ending = False

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,7 +15,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+sys.path.insert(0, str(Path(__file__).parent))  # registers.py is a module of the tests here
+from registers import REGISTERS, sec1
 
 from pomona.private.evidence.tpm.client import Tpm, pcr_extend, pcr_read, startup
 from pomona.private.evidence.tpm.commands import certify_creation, flush_context, quote, read_loaded
@@ -48,7 +51,6 @@ from pomona.private.evidence.tpm.templates import ATTESTATION_KEY, ENDORSEMENT_K
 from pomona.private.evidence.tpm.transport import open_unix
 from pomona.private.evidence.tpm.wire import RH_ENDORSEMENT
 
-REGISTERS = (0, 4, 7, 11)
 PEER = ec.derive_private_key(0x1234567890ABCDEF, ec.SECP256R1())
 QUOTE_DATA, CERTIFICATION_DATA = hashlib.sha256(b"quote").digest(), hashlib.sha256(b"certification").digest()
 
@@ -56,11 +58,6 @@ QUOTE_DATA, CERTIFICATION_DATA = hashlib.sha256(b"quote").digest(), hashlib.sha2
 def repeated(count):
     """Bytes in the place of random ones, so that the commands are the same again."""
     return bytes(range(count))
-
-
-def sec1(private):
-    """The public key, 65 bytes."""
-    return private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 class Emulator:

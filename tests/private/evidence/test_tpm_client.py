@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from registers import REGISTERS, in_software, register_key_of
 
 from pomona.private.evidence.errors import AttestationError
 from pomona.private.evidence.tpm.client import (
@@ -32,8 +31,6 @@ from pomona.private.evidence.tpm.commands import (
 from pomona.private.evidence.tpm.errors import TpmError
 from pomona.private.evidence.tpm.keys import (
     attestation_key,
-    create_register_key,
-    load_register_key,
 )
 from pomona.private.evidence.tpm.registers import extended, policy_pcr_digest, registers_digest, selection_of
 from pomona.private.evidence.tpm.structures import (
@@ -63,22 +60,7 @@ from pomona.private.evidence.tpm.wire import (
     whole,
 )
 
-REGISTERS = (0, 4, 7, 11)
 DIGEST = hashlib.sha256(b"measured").digest()
-
-
-def sec1(private):
-    return private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-
-
-def in_software(private, public_bytes):
-    return private.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), public_bytes))
-
-
-def register_key_of(tpm, registers=REGISTERS):
-    values = pcr_read(tpm, registers)
-    created = create_register_key(tpm, values)
-    return created, load_register_key(tpm, created, registers)
 
 
 # --- a node's life -------------------------------------------------------------------------------------------------

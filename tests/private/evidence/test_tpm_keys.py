@@ -8,7 +8,7 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from registers import REGISTERS, in_software, register_key_of, sec1
 
 from pomona.private.evidence.errors import AttestationError
 from pomona.private.evidence.tpm.client import (
@@ -56,22 +56,7 @@ from pomona.private.evidence.tpm.wire import (
 )
 from pomona.private.sealing import kem
 
-REGISTERS = (0, 4, 7, 11)
 DIGEST = hashlib.sha256(b"measured").digest()
-
-
-def sec1(private):
-    return private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-
-
-def in_software(private, public_bytes):
-    return private.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), public_bytes))
-
-
-def register_key_of(tpm, registers=REGISTERS):
-    values = pcr_read(tpm, registers)
-    created = create_register_key(tpm, values)
-    return created, load_register_key(tpm, created, registers)
 
 
 # --- the key that opens requests -----------------------------------------------------------------------------------

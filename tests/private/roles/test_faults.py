@@ -156,7 +156,7 @@ def roles(device_file, tmp_path_factory):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
-        with up._Processes(folder, lambda text: None) as processes:
+        with up._Processes(folder) as processes:
             roles = Roles(folder, device_file, processes)
             asked(roles)  # and has tokens
             yield roles
