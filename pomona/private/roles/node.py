@@ -27,7 +27,7 @@ from pomona.private.roles.enrolment import CREDENTIAL_PATH, MACHINE_PATH, Challe
 from pomona.private.roles.fleet import BUNDLES_PATH, REQUESTS_PATH, encode_bundles
 from pomona.private.roles.http import LARGEST_BODY, Cut, Stream, body, every, plain
 from pomona.private.roles.measure import REGISTER, measurement, register_after
-from pomona.private.roles.node_keys import RENEW_SECONDS, Attester, NodeKeys, make_keys, measure_into
+from pomona.private.roles.node_keys import Attester, NodeKeys, make_keys, measure_into
 from pomona.private.roles.pool import Outcome, Pool
 from pomona.private.roles.tallies import Tallies
 from pomona.private.sealing.envelope import node_identities, replay_digest
@@ -88,11 +88,10 @@ class Node:
         self.engine = Remote(settings.start)
         self.generations: list[Generation] = []
         self.tallies = Tallies()
-        self.renewed = 0.0
 
     async def look(self) -> bool:
-        """Makes keys where there are none, or they are half a day old, or the release that they name is gone; ends
-        those that have expired."""
+        """Makes keys where there are none, or half of their time is over, or the release that they name is gone;
+        ends those that have expired."""
         now = self.clock()
         # Before anything that can fail: what is over is over, whether the log answers or not.
         for old in [each for each in self.generations if now >= each.keys.expires or not each.pool.alive]:
@@ -101,9 +100,9 @@ class Node:
         release = self._release(known.leaves)
         newest = self.generations[-1] if self.generations else None
         in_force = {hash_of(leaf) for leaf in known.leaves if isinstance(leaf, Release)}
-        if newest is None or now - self.renewed >= RENEW_SECONDS or newest.keys.release not in in_force:
+        if newest is None or now >= newest.keys.renewal or newest.keys.release not in in_force:
             keys = await asyncio.to_thread(self._make, known, release, now)
-            await self._begin(keys, now)
+            await self._begin(keys)
         return True
 
     def _release(self, leaves) -> Release:
@@ -124,13 +123,12 @@ class Node:
             measure_into(self.attester, REGISTER, digest, register_after(digest))
         return make_keys(self.attester, self.settings.processor, known, release, now)
 
-    async def _begin(self, keys: NodeKeys, now: float) -> None:
+    async def _begin(self, keys: NodeKeys) -> None:
         own = {"identity": keys.identity, "public_point": keys.point, "mlkem_seed": keys.mlkem_seed}
         fields = {name: getattr(self.settings.prepare, name) for name in self.settings.prepare.__struct_fields__}
         pool = Pool(Prepare(**(fields | own)), keys.diffie_hellman, self.engine)
         await pool.start()
         self.generations.append(Generation(keys, pool))
-        self.renewed = now
 
     async def _end(self, generation: Generation) -> None:
         if generation not in self.generations:  # several requests may have found at once that its key is gone

@@ -1,4 +1,5 @@
-"""A node's keys, and the bundle that proves them: made anew twice a day, in the TPM where there is one."""
+"""A node's keys, and the bundle that proves them: made anew when half of their time is over, in the TPM where there is
+one."""
 
 import dataclasses
 import hashlib
@@ -29,8 +30,9 @@ from pomona.private.sealing.kem import P256, generate_key
 from pomona.private.sealing.mlkem import SEED_BYTES, MlKemKey
 from pomona.private.transparency.leaves import Release, hash_of
 from pomona.private.transparency.merkle import inclusion_proof
+from pomona.private.transparency.view import MAX_AGE_SECONDS
 
-KEY_SECONDS, RENEW_SECONDS = 24 * 3600, 12 * 3600
+KEY_SECONDS = 24 * 3600
 BEGUN_SECONDS = 300
 """Keys are dated back by so much, for clients whose clocks are slow."""
 
@@ -46,6 +48,8 @@ class NodeKeys:
     diffie_hellman: Callable[[bytes], bytes]
     close: Callable[[], None]
     expires: int
+    renewal: float
+    """When others are to be made."""
     release: bytes
 
     @property
@@ -105,7 +109,8 @@ def measure_into(attester: Attester, register: int, digest: bytes, expected: byt
 def make_keys(
     attester: Attester | None, processor: Path | None, known: Known, release: Release, now: float
 ) -> NodeKeys:
-    """New keys for a release that is in the log.
+    """New keys for a release that is in the log. They expire when the checkpoint that proves this becomes too old for
+    clients, if that is before their day is over.
 
     Args:
         processor: the folder of configfs-tsm, where a processor that encrypts its memory attests as well.
@@ -117,14 +122,16 @@ def make_keys(
     seed = secrets.token_bytes(SEED_BYTES)
     leaf = hash_of(release)
     began = int(now) - BEGUN_SECONDS
-    dates = {"not_before": began, "expires": began + KEY_SECONDS}
+    expires = min(began + KEY_SECONDS, known.view.time + MAX_AGE_SECONDS)
+    dates = {"not_before": began, "expires": expires}
+    ends = (expires, (now + expires) / 2, leaf)
     mlkem = MlKemKey.from_seed(seed).public_bytes
     proof = _proof(known, release)
     if attester is None:
         key = generate_key(P256)
         claims = Claims(key.public_bytes, mlkem, leaf, **dates)
         content = encode_bundle(Bundle(claims, proof))
-        return NodeKeys(content, claims.point, seed, key.diffie_hellman, lambda: None, claims.expires, leaf)
+        return NodeKeys(content, claims.point, seed, key.diffie_hellman, lambda: None, *ends)
     registers = _registers(release)
     if not registers:
         raise UserError(
@@ -139,7 +146,7 @@ def make_keys(
     evidence = _evidence(attester, held, created, registers, claims_digest(claims))
     guest = _processor(processor, evidence, claims) if processor else None
     content = encode_bundle(Bundle(claims, proof, evidence, guest))
-    return NodeKeys(content, claims.point, seed, held.diffie_hellman, held.close, claims.expires, leaf)
+    return NodeKeys(content, claims.point, seed, held.diffie_hellman, held.close, *ends)
 
 
 def _proof(known: Known, release: Release) -> ReleaseProof:

@@ -79,6 +79,8 @@ class Inside:
 
     def __init__(self, folder, clock):
         self.folder, self.clock = folder, clock
+        self.dated = clock()
+        """The log's time, where it is ahead of the clock."""
         self.stacks, self.addresses = {}, {}
         self.keys, self.account = up._keys(folder), up._account(folder)
 
@@ -101,9 +103,20 @@ class Inside:
     async def start_log(self):
         # All roles share the loop's threads here, and those that read the log wait for one that serves it.
         asyncio.get_running_loop().set_default_executor(concurrent.futures.ThreadPoolExecutor(64))
-        opened, self.log = log.open_role(self.folder / "log", up.ORIGIN, "")
-        await self.start("log", log.build_log(opened, read_writers(self.folder / "writers"), self.clock))
+        self.opened, self.log = log.open_role(self.folder / "log", up.ORIGIN, "")
+        await self.start(
+            "log",
+            log.build_log(self.opened, read_writers(self.folder / "writers"), lambda: max(self.dated, self.clock())),
+        )
         self.log = dataclasses.replace(self.log, address=self.addresses["log"])
+
+    async def later(self, now):
+        """Sets the clock when the log is dated so: what the others do then at once they do by that."""
+        checkpoint = self.folder / "log/public/checkpoint"
+        before, self.dated = checkpoint.read_bytes(), now
+        while checkpoint.read_bytes() == before:
+            await asyncio.sleep(0.02)
+        self.clock.now = now
 
     async def start_node(self, tokenizer, attester=None, clock=None, name="node", **mock):
         start = Start("mock", slots=2, context=512, mock={"tokenizer": str(tokenizer), **mock})
@@ -188,7 +201,7 @@ async def whole(asker):
     return told["choices"][0]["text"]
 
 
-async def until(ready, seconds=15.0):
+async def until(ready, seconds=60.0):
     """Waits for what is to come."""
     async with asyncio.timeout(seconds):
         while not await ready():

@@ -9,12 +9,14 @@ import time
 import httpx2
 import psutil
 import pytest
-from inside import DAY, Clock, Inside, bundles, inside, question, quick, recipient, until, until_answered, whole
+from inside import DAY, NOON, Clock, Inside, bundles, inside, question, quick, recipient, until, until_answered, whole
 
 from pomona.core.run_folder import RunFolder
+from pomona.private.attestation.case import open_case
+from pomona.private.attestation.clauses import findings
 from pomona.private.client.asking import BUNDLES, ENVELOPE, NoSuchModel
 from pomona.private.client.oblivious import gateway_key, through
-from pomona.private.client.reading import Unreachable
+from pomona.private.client.reading import Unreachable, read_log
 from pomona.private.roles.up import GATEWAY
 from pomona.private.sealing.binary_http import Request, encode
 from pomona.private.sealing.envelope import seal_request
@@ -57,7 +59,7 @@ def test_a_day_and_the_next_ones(tokenizer, tmp_path, monkeypatch):
             processes = [cloud.node.generations[0].pool._process.pid]
             assert len(old) == 1
 
-            clock.now = midnight + DAY + HOUR  # 13 hours later
+            await cloud.later(midnight + DAY + HOUR)  # 13 hours
             await until(lambda: listed(asker, 2))
             await until_answered(asker)
             both = await bundles(http, cloud.addresses["node"])
@@ -70,7 +72,7 @@ def test_a_day_and_the_next_ones(tokenizer, tmp_path, monkeypatch):
             assert await opens(asker, first) == 200
             processes.append(cloud.node.generations[1].pool._process.pid)
 
-            clock.now += 11.5 * HOUR  # the first keys of the node are 24 hours old and a half
+            await cloud.later(clock() + 11.5 * HOUR)  # the first keys of the node are 24 hours old and a half
             await until(lambda: listed(asker, 1))
             assert await bundles(http, cloud.addresses["node"]) == both[1:]
             assert [psutil.pid_exists(each) for each in processes] == [False, True]
@@ -78,13 +80,13 @@ def test_a_day_and_the_next_ones(tokenizer, tmp_path, monkeypatch):
             assert status == 410 and "no key of this node that is good" in why
             assert (await straight(http, cloud.addresses["node"], sealed_for(both[1])))[0] == 200
 
-            clock.now = midnight + 2 * DAY + HOUR
+            await cloud.later(midnight + 2 * DAY + HOUR)
             await until_answered(asker)
             known = await asker.known()
             contents = await bundles(http, cloud.addresses["node"])
             assert await sent(asker, known, mornings[1], contents) == 401  # its key is no longer good
             assert await opens(asker, first) == 200  # the gateway's are good for three days
-            clock.now = midnight + 3 * DAY + HOUR
+            await cloud.later(midnight + 3 * DAY + HOUR)
             await until_answered(asker)
             with pytest.raises(Unreachable, match="400"):
                 await opens(asker, first)
@@ -175,6 +177,36 @@ def test_keys_end_where_the_log_is_silent(tokenizer, tmp_path, monkeypatch):
     asyncio.run(silent())
 
 
+def test_keys_end_with_the_proof_that_they_show(tokenizer, tmp_path, monkeypatch):
+    quick(monkeypatch)
+    clock = Clock()
+
+    async def ended():
+        cloud = Inside(tmp_path, clock)
+        try:
+            await cloud.start_log()
+            await cloud.publish("operator", cloud.release())
+            monkeypatch.setattr(cloud.opened, "refresh", lambda now: None)
+            clock.now += 13 * HOUR  # and the log says nothing new
+            cloud.node = await cloud.start_node(tokenizer)
+            await until(lambda: begun(cloud.node))
+            (keys,) = [each.keys for each in cloud.node.generations]
+            assert (keys.expires, keys.renewal) == (NOON + DAY, NOON + 18.5 * HOUR)
+            known = await asyncio.to_thread(read_log, cloud.log, tmp_path / "reader", keys.expires - 1)
+            refused = {each.clause for each in findings(open_case(keys.content, known)) if each.refusal}
+            assert refused == {"listed"}
+            clock.now = keys.renewal
+            await until(lambda: several(cloud.node))
+        finally:
+            await cloud.close()
+
+    asyncio.run(ended())
+
+
+async def several(served):
+    return len(served.generations) > 1
+
+
 def test_a_directory_ends_after_two_hours(tokenizer, tmp_path, monkeypatch):
     quick(monkeypatch)
     clock = Clock()
@@ -246,9 +278,6 @@ def test_a_node_whose_clock_is_wrong_is_not_listed(skewed, tokenizer, ahead, tmp
             await cloud.stop(name)
 
     known, made = loop.run_until_complete(started())
-    from pomona.private.attestation.case import open_case
-    from pomona.private.attestation.clauses import findings
-
     if ahead < 0:
         assert not made  # for it the log's checkpoint is of the future: it begins nothing
     else:
