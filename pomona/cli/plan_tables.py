@@ -27,9 +27,10 @@ MEMORY_PARTS = {
     "moments": "optimizer moments",
     "second_state": "a checked step's copy",
     "activations": "activations kept",
+    "kept_weights": "weights kept",
     "layer": "one layer at work",
-    "weights": "weights gathered",
-    "loss": "loss and logits",
+    "weights": "its weights gathered",
+    "loss": "or the loss and logits",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pomona.core.errors import UserError
 
-RematPolicy = Literal["none", "products", "gate", "qkv", "attention", "full"]
+RematPolicy = Literal["none", "products", "ffn", "gate", "qkv", "attention", "full"]
 AttentionWay = Literal["auto", "reference", "blocked", "splash", "cudnn"]
 
 KEPT: dict[RematPolicy, tuple[str, ...]] = {
@@ -13,6 +13,7 @@ KEPT: dict[RematPolicy, tuple[str, ...]] = {
     "attention": ("attention",),
     "qkv": ("attention", "query", "key", "value", "middle"),
     "gate": ("attention", "query", "key", "value", "middle", "gate"),
+    "ffn": ("attention", "key", "value", "gate", "up"),
     "products": ("attention", "query", "key", "value", "middle", "gate", "up"),
 }
 """What a policy keeps of each layer besides its input: names that the decoder gives. `attention` is the kernel's output
@@ -54,7 +55,8 @@ class Execution:
     auto: transposed on one CPU device, plain elsewhere."""
     remat: RematPolicy = "none"
     """What the backward pass recomputes, from nothing to each whole layer: `products` all but the products and the
-    attention kernel, `gate` also one of the feed-forward block's two, `qkv` both, `attention` all but the kernel."""
+    attention kernel, `ffn` also queries and the sum after attention, `gate` instead one of the feed-forward block's two
+    products, `qkv` both, `attention` all but the kernel."""
     rotation: Literal["auto", "split", "kernel"] = "auto"
     """How heads are normalised and turned by their positions; auto: by our own kernel on TPU, by halves elsewhere."""
     loss_chunk_tokens: int = 1024

@@ -75,16 +75,17 @@ class Remat:
 
 REMAT: dict[RematPolicy, Remat] = {
     # Both norms keep their input twice in float32 and their output; queries and keys are kept as projected and as the
-    # kernel of attention reads them; values; attention's output by heads and as the rows of a product; and six of the
-    # feed-forward block: gate, up, three inside silu, their product.
-    "none": Remat(20, 8, 6, 12, again=(), keeps_weights=True),
+    # kernel of attention reads them; values; attention's output by heads and as the rows of a product; and three of the
+    # feed-forward block: gate, up, their units.
+    "none": Remat(20, 8, 6, 6, again=(), keeps_weights=True),
     # All keep the layer's input. The sum after attention; attention's output; queries, keys, values as projected; gate
     # and up. The last product is needed by no gradient, so it is never computed again.
     "products": Remat(4, 4, 4, 4, again=()),
+    "ffn": Remat(2, 2, 4, 4, again=("query", "output")),
     "gate": Remat(4, 4, 4, 2, again=("up",)),
     "qkv": Remat(4, 4, 4, 0, again=("gate", "up")),
-    "attention": Remat(2, 2, 0, 0, again=("qkv", "output", "gate", "up")),
-    "full": Remat(2, 0, 0, 0, again=("qkv", "attention", "output", "gate", "up")),
+    "attention": Remat(2, 2, 0, 0, again=("query", "kv", "output", "gate", "up")),
+    "full": Remat(2, 0, 0, 0, again=("query", "kv", "attention", "output", "gate", "up")),
 }
 
 TURNED_BY_HALVES = dataclasses.replace(REMAT["none"], heads_bytes=14, kv_heads_bytes=12)
@@ -147,7 +148,8 @@ def product_flops(a: Architecture, sequence_length: int) -> dict[str, float]:
     """Forward FLOPs of one token in one layer, by product; attention's two are causal."""
     D, query, key = a.model_dim, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     return {
-        "qkv": 2 * D * (query + 2 * key),
+        "query": 2 * D * query,
+        "kv": 2 * D * 2 * key,
         "attention": 4 * query * (sequence_length + 1) / 2,
         "output": 2 * query * D,
         "gate": 2 * D * a.ffn_dim,

@@ -19,6 +19,7 @@ from pomona.model.projection import meet, prepare, project
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.norm import rms_norm
 from pomona.ops.rope import norm_rope, rotation
+from pomona.ops.swiglu import swiglu
 from pomona.parallel import rules
 
 P = TypeVar("P")
@@ -216,7 +217,7 @@ def layer(
     gate, up = meet(middle_BTD, (w.ffn.gate, w.ffn.up))
     gate_BTF = checkpoint_name(linear(middle_BTD, gate, "ffn"), "gate")
     up_BTF = checkpoint_name(linear(middle_BTD, up, "ffn"), "up")
-    units_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    units_BTF = swiglu(gate_BTF, up_BTF)
     x_BTD = x_BTD + linear(units_BTF, w.ffn.down, None)
     return x_BTD, observe(Inputs(h_BTD, out_BTM, middle_BTD, units_BTF)) if observe else state
 

@@ -1,7 +1,7 @@
 """What XLA is told for each kind of chip: options of `jax.jit(..., compiler_options=...)`. No JAX.
 
 Names and first values are those that MaxText (benchmarks/xla_flags_library.py) and AXLearn (common/compiler_options.py)
-publish; what they do to our own programs stands in docs/benchmarks/fleet.md.
+publish, those of `V4_ROOM` libtpu's own; what they do to our own programs stands in docs/benchmarks/fleet.md.
 """
 
 OVERLAP = {
@@ -20,9 +20,18 @@ OVERLAP = {
 SCATTER_OVERLAP = {
     "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
     "xla_enable_async_reduce_scatter_fusion": "true",
-    "xla_tpu_scoped_vmem_limit_kib": "32768",
 }
-"""Gradients are scattered behind products too. It takes on-chip memory that v4, with 16 MiB a core, does not have."""
+"""Gradients are scattered behind products too. It takes on-chip memory beside the products'."""
+
+V4_ROOM = {
+    "xla_tpu_scoped_cmem_for_all_reduce": "16384",
+    "xla_tpu_max_cmem_used_by_memory_space_assignment": "65536",
+}
+"""For that on v4, where a product takes all of a core's 16 MiB of VMEM: KiB of the 128 MiB that a chip's cores have in
+common (CMEM), for sums that are under way, and for arrays that are kept there."""
+
+V5P_ROOM = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+"""For that on v5p: a product and a sum share VMEM."""
 
 SLICES = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
@@ -39,9 +48,9 @@ CORRUPTION_CHECKS = {
 """XLA's own search for silent data corruption, as AXLearn sets it. Compiling takes several times as long."""
 
 BY_KIND = {
-    "TPU v4": OVERLAP,
-    "TPU v5": OVERLAP | SCATTER_OVERLAP,
-    "TPU v5p": OVERLAP | SCATTER_OVERLAP,
+    "TPU v4": OVERLAP | SCATTER_OVERLAP | V4_ROOM,
+    "TPU v5": OVERLAP | SCATTER_OVERLAP | V5P_ROOM,
+    "TPU v5p": OVERLAP | SCATTER_OVERLAP | V5P_ROOM,
 }
 
 

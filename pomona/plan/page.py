@@ -17,9 +17,9 @@ from pomona.train.config import Run, Stage
 
 MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
     ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments + m.second_state),
-    ("activations", lambda m: m.activations + m.layer),
-    ("weights gathered", lambda m: m.weights),
-    ("loss", lambda m: m.loss),
+    ("activations", lambda m: m.activations),
+    ("weights kept", lambda m: m.kept_weights),
+    ("a layer with its weights, or the loss", lambda m: m.work),
 )
 
 

@@ -65,6 +65,7 @@ def afm(
     mesh: MeshConfig,
     remat: RematPolicy,
     check_every_steps: int | None = 1000,
+    loss_chunk_tokens: int = Execution.loss_chunk_tokens,
 ) -> Run:
     """A run of Apple's on its own text and fleet; stages without a mesh have this one."""
     return Run(
@@ -72,7 +73,7 @@ def afm(
         architecture=architecture,
         data=afm_data(architecture),
         stages=stages,
-        execution=Execution(remat=remat),
+        execution=Execution(remat=remat, loss_chunk_tokens=loss_chunk_tokens),
         mesh=mesh,
         evaluation=Evaluation(every_steps=5000),
         faults=FaultConfig(check_every_steps=check_every_steps),

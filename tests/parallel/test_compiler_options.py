@@ -10,11 +10,6 @@ def test_what_was_never_tried_gets_nothing(kind):
     assert compiler_options(kind, slices=8) == {}
 
 
-def test_v4_scatters_no_gradients_behind_products():
-    scatter = "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter"
-    assert scatter in compiler_options("TPU v5") and scatter not in compiler_options("TPU v4")
-
-
 @pytest.mark.parametrize("kind", BY_KIND)
 def test_slices_and_checks_add_to_a_chips_own(kind):
     alone = compiler_options(kind)

@@ -86,33 +86,55 @@ def test_a_policy_that_keeps_weights_keeps_them_all():
     a, run = SMALL, make_run(MeshConfig(fsdp=8), Execution(remat="none"))
     one_layer = 512 * 64 * (8 + 4 + 4) + 8 * 64 * 512 + 3 * 512 * 1024 + 2 * 512 + 2 * 64
     planned = memory(lay_out(run, run.stages[0], EIGHT))
-    assert planned.weights == pytest.approx(2 * ((a.num_layers + 1) * one_layer + 512 * 512), rel=1e-3)
+    assert planned.kept_weights == pytest.approx(2 * a.num_layers * one_layer, rel=1e-3)
+    assert planned.weights == pytest.approx(2 * one_layer, rel=1e-3)
     full = memory(lay_out(make_run(run.mesh, Execution(remat="full")), run.stages[0], EIGHT))
-    assert full.weights == pytest.approx(2 * (3 * one_layer + 512 * 512), rel=1e-3)
+    assert full.weights == pytest.approx(2 * 3 * one_layer, rel=1e-3) and full.kept_weights == 0
+
+
+def test_the_loss_by_hand_counts_where_it_is_larger_than_a_layer_at_work():
+    def of(**execution):
+        run = make_run(MeshConfig(data=2, fsdp=2, tensor=2), Execution(remat="full", **execution), batch_size=32)
+        return memory(lay_out(run, run.stages[0], EIGHT))
+
+    tokens, shard, hidden = 32 * 64 / 4, 512 * 512 / 2, 4 * 512 * 512
+    whole, halves = of(loss_chunk_tokens=512), of(loss_chunk_tokens=256)
+    assert whole.loss == 10 * tokens * 512 / 2 + hidden + 8 * shard
+    assert halves.loss == 5 * tokens * 512 / 2 + hidden + 12 * shard
+    state = whole.parameters + whole.gradients + whole.moments + whole.activations
+    assert whole.layer + whole.weights > whole.loss and whole.total == state + whole.layer + whole.weights
+    assert dataclasses.replace(whole, loss=2 * whole.total).total == state + 2 * whole.total
 
 
 def test_recomputation_by_hand():
     T = 64
-    qkv, output = 2 * 512 * 64 * (8 + 4 + 4), 2 * 8 * 64 * 512
+    query, kv, output = 2 * 512 * 64 * 8, 2 * 512 * 64 * (4 + 4), 2 * 8 * 64 * 512
     gate = up = 2 * 512 * 1024
     down = 2 * 1024 * 512
     attention = sum(2 * 2 * 8 * 64 * seen for seen in range(1, T + 1)) / T
     assert product_flops(SMALL, T) == {
-        "qkv": qkv, "attention": attention, "output": output, "gate": gate, "up": up, "down": down
-    }  # fmt: skip
+        "query": query,
+        "kv": kv,
+        "attention": attention,
+        "output": output,
+        "gate": gate,
+        "up": up,
+        "down": down,
+    }
     kernel = attention / 2
     by_hand = {
         "none": 0,
         "products": 0,
+        "ffn": query + output,
         "gate": up,
         "qkv": gate + up,
-        "attention": gate + up + qkv + output,
-        "full": gate + up + qkv + output + attention,
+        "attention": gate + up + query + kv + output,
+        "full": gate + up + query + kv + output + attention,
     }
     assert {p: recomputed_flops(SMALL, T, REMAT[p].again) for p in REMAT} == {
         policy: 3 * (kernel + again) for policy, again in by_hand.items()
     }
-    forward = 3 * (qkv + attention + output + gate + up + down) + 2 * 512 * 512
+    forward = 3 * (query + kv + attention + output + gate + up + down) + 2 * 512 * 512
     assert training_flops(SMALL, T).causal == 3 * forward
 
 

@@ -57,7 +57,7 @@ def test_every_recipe_plans_on_its_own_chips(capsys):
         assert planned[0]["chips"] == fleet.chips and planned[0]["stage"] == RECIPES[name]().stages[0].name
         assert len(planned) == len(RECIPES[name]().stages)
         for each in planned:
-            # The arithmetic is on the safe side: the server's core stage is over it, and compiles to 29.7 of 30.4 GiB.
+            # The arithmetic is on the safe side: the server's core stage is over it, and compiles to 29.6 of 30.4 GiB.
             assert each["fits"] or each["changes"], "what does not fit says what to change"
             assert each["hbm_gib"] < 1.15 * each["hbm_limit_gib"] or fleet.chips == 1
             assert all(change["fits"] for change in each["changes"])
@@ -73,7 +73,13 @@ def test_the_answer_names_the_parts_the_bottleneck_and_the_sums(capsys, monkeypa
             "v4-16384 = 16384 TensorCores = 8192 chips, 8 slices of 8x8x16",
             "data 8, fsdp 512, seq 2",
         ),
-        *("parameters, float32", "activations kept", "one layer at work", "weights gathered", "loss and logits"),
+        *(
+            "parameters, float32",
+            "activations kept",
+            "one layer at work",
+            "its weights gathered",
+            "or the loss and logits",
+        ),
         *("compute", "HBM", "ICI", "DCN", "MFU causal", "MFU full", "tokens a second", "the bottleneck is compute"),
         *("energy of the chips", "at $2.00 per chip and hour", "context does not run", "--stages.2.mesh.seq"),
     ):
@@ -110,7 +116,9 @@ def test_overrides_and_options_reach_the_plan(capsys):
     assert base["hbm_parts_gib"]["parameters"] * 2**30 == pytest.approx(
         4 * ((parameters.total - parameters.norms) / 512 + parameters.norms)
     )
-    assert base["hbm_gib"] == pytest.approx(sum(base["hbm_parts_gib"].values()))
+    parts = base["hbm_parts_gib"]
+    smaller = min(parts["layer"] + parts["weights"], parts["loss"])  # they are not there at once
+    assert base["hbm_gib"] == pytest.approx(sum(parts.values()) - smaller)
     terms = base["roofline_seconds"]
     assert base["step_seconds"] == pytest.approx(max(terms.values()) / base["efficiency"])
     assert terms[base["bottleneck"]] == max(terms.values())
