@@ -49,7 +49,7 @@ def test_an_int_in_a_float_field_does_not_change_the_fingerprint():
     [
         (("seeed",), 1, "did you mean seed?"),
         (("seed",), "one", "config.seed is 'one'"),
-        (("execution", "remat"), "some", "one of 'none', 'products', 'gate', 'qkv', 'attention', 'full'"),
+        (("execution", "remat"), "some", "one of 'none', 'products', 'ffn', 'gate', 'qkv', 'attention', 'full'"),
         (("architecture", "vocab_size"), True, "config.architecture.vocab_size is True"),
         (("optimizer",), {"kind": "sgd"}, "AdaStar or AdamW"),
     ],
