@@ -54,18 +54,34 @@ NODES, DRAWS = 12, 1000
 FALSE_ALARM = 1e-6
 
 
+def windows_of(content):
+    return {content[at : at + SHORTEST] for at in range(len(content) - SHORTEST + 1)}
+
+
 def in_common(one, other, allowed):
-    """The longest byte strings that two transcripts have in common, of 8 bytes or more, and that nobody may have."""
-    windows = {one[at : at + SHORTEST] for at in range(len(one) - SHORTEST + 1)}
+    """The longest byte strings that two transcripts have in common, of 8 bytes or more, and that nobody may have.
+
+    Bytes beside what everybody has may be the same by chance, and count only from 8 on like any others."""
+    windows, public = windows_of(one), set().union(*map(windows_of, allowed))
     found, at = set(), 0
     while at <= len(other) - SHORTEST:
         end = at
         while end <= len(other) - SHORTEST and other[end : end + SHORTEST] in windows:
             end += 1
         if end > at:
-            found.add(other[at : end + SHORTEST - 1])
+            found |= private_parts(other[at : end + SHORTEST - 1], public)
         at = end + 1
-    return {each for each in found if not any(each in public for public in allowed)}
+    return found
+
+
+def private_parts(content, public):
+    """What lies between the public windows of it, where that is 8 bytes or more."""
+    found, begin = set(), 0
+    for at in range(len(content) - SHORTEST + 1):
+        if content[at : at + SHORTEST] in public:
+            found.add(content[begin:at])
+            begin = at + SHORTEST
+    return {each for each in (*found, content[begin:]) if len(each) >= SHORTEST}
 
 
 def bodies(stream):
@@ -165,7 +181,8 @@ def test_tokens_that_are_not_blinded_are_found_in_both(cloud, seen):
     signature = blind_sign(signing.private_key, request.blinded_msg)
     token = finish_token(PendingBatch(key, challenge_digest(challenge), ()), pending, TokenResponse(signature))
     gateway = encode_authorization(token).encode() + token.nonce + token.authenticator
-    assert token.authenticator in in_common(encode_batch_request([request]) + signature, gateway, seen.public)
+    common = in_common(encode_batch_request([request]) + signature, gateway, seen.public)
+    assert any(token.authenticator in each for each in common)
 
 
 def test_requests_of_one_client_have_nothing_in_common(seen):
@@ -174,13 +191,21 @@ def test_requests_of_one_client_have_nothing_in_common(seen):
     same = (*seen.public, header(found[0], b"content-type"))
     token = decode_authorization(header(found[0], b"authorization").decode())
     for one, other in itertools.pairwise(found):
-        # In an envelope each node's identity stands before its point, which begins with 4.
-        known = (each + b"\4" for each in node_identities(one.content))
+        known = node_identities(one.content)
         common = in_common(one.content[ENVELOPE_HEAD:], other.content[ENVELOPE_HEAD:], (*same, *known))
         assert common == set()
         texts = [header(each, b"authorization") for each in (one, other)]
         assert decode_authorization(texts[0].decode()).nonce != decode_authorization(texts[1].decode()).nonce
     assert token.token_key_id.hex().encode() in b"".join(seen.known.entries)
+
+
+def test_what_is_in_common_counts_from_eight_bytes_beside_what_is_public():
+    public, secret = b"everybody's", bytes(range(128, 137))
+    assert in_common(b"a" + public + b"\1\2", b"b" + public + b"\1\2", (public,)) == set()
+    assert in_common(b"a" + public + secret, b"b" + public + secret, (public,)) == {secret}
+    assert in_common(secret + public + b"a", secret + public + b"b", (public,)) == {secret}
+    assert in_common(public + secret + public, b"a" + public + secret + public, (public,)) == {secret}
+    assert in_common(public + secret[:7] + public, b"a" + public + secret[:7] + public, (public,)) == set()
 
 
 # The draw, over nodes that are listed in a log of the test's own.
