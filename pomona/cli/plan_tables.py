@@ -26,10 +26,11 @@ MEMORY_PARTS = {
     "gradients": "gradients, float32",
     "moments": "optimizer moments",
     "second_state": "a checked step's copy",
+    "cast": "parameters, bfloat16",
     "activations": "activations kept",
     "kept_weights": "weights kept",
     "layer": "one layer at work",
-    "weights": "its weights gathered",
+    "weights": "its weights, bfloat16",
     "loss": "or the loss and logits",
 }
 

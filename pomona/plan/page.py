@@ -16,7 +16,7 @@ from pomona.plan.roofline import EFFICIENCY, term_names
 from pomona.train.config import Run, Stage
 
 MEMORY_GROUPS: tuple[tuple[str, Callable[[Memory], float]], ...] = (
-    ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments + m.second_state),
+    ("parameters, gradients, moments", lambda m: m.parameters + m.gradients + m.moments + m.second_state + m.cast),
     ("activations", lambda m: m.activations),
     ("weights kept", lambda m: m.kept_weights),
     ("a layer with its weights, or the loss", lambda m: m.work),

@@ -77,7 +77,7 @@ def test_the_answer_names_the_parts_the_bottleneck_and_the_sums(capsys, monkeypa
             "parameters, float32",
             "activations kept",
             "one layer at work",
-            "its weights gathered",
+            "its weights, bfloat16",
             "or the loss and logits",
         ),
         *("compute", "HBM", "ICI", "DCN", "MFU causal", "MFU full", "tokens a second", "the bottleneck is compute"),
