@@ -4,20 +4,18 @@ every token.
 Int8 halves what bfloat16 reads, at an error of at most half a step of max|x| / 127 a number (AFM 2025 report: 8-bit KV
 cache). Scales never touch the integers: those of the keys multiply the scores, those of the values the weights.
 
-Shapes: B sequences, T tokens of this call, S cache columns, L layers, N query heads, K key-value heads, G = N / K, H
-head.
+Shapes: B sequences, T tokens of this call, S cache columns, L layers, K key-value heads, H head.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pomona.model.config import Architecture
-from pomona.ops.attention_reference import MASKED
 from pomona.parallel import rules
 
 KEPT = (None, "kv_heads", None, None)
@@ -136,43 +134,3 @@ def quantize(x: jax.Array) -> Int8:
     scales = jnp.max(jnp.abs(x), axis=-1) / 127
     steps = x / jnp.where(scales > 0, scales, 1)[..., None]
     return Int8(jnp.round(steps).astype(jnp.int8), scales)
-
-
-class Seen(NamedTuple):
-    """Keys and values [B, K, S, H] of some columns, and which of them each token sees."""
-
-    keys: jax.Array | Int8
-    values: jax.Array | Int8
-    visible_BTS: jax.Array
-
-
-def attend(q_BTNH: jax.Array, *parts: Seen) -> jax.Array:
-    """Attention over all columns of all parts, as if they lay side by side; float32 scores."""
-    B, T, N, H = q_BTNH.shape
-    K = jax.tree.leaves(parts[0].keys)[0].shape[1]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    weights = jax.nn.softmax(jnp.concatenate([_scores(q_BTKGH, part) for part in parts], axis=-1), axis=-1)
-    out_BKGTH, first = jnp.zeros((), q_BTNH.dtype), 0
-    for part in parts:
-        last = first + part.visible_BTS.shape[-1]
-        out_BKGTH = out_BKGTH + _weighed(weights[..., first:last], part.values, q_BTNH.dtype)
-        first = last
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def _scores(q_BTKGH: jax.Array, part: Seen) -> jax.Array:
-    """[B, K, G, T, S], float32."""
-    numbers, scales = (part.keys.integers, part.keys.scales) if isinstance(part.keys, Int8) else (part.keys, None)
-    numbers = numbers.astype(q_BTKGH.dtype)  # bfloat16 holds all of -127 to 127
-    scores = jnp.einsum("btkgh,bksh->bkgts", q_BTKGH, numbers, preferred_element_type=jnp.float32)
-    return jnp.where(part.visible_BTS[:, None, None], _times(scores, scales), MASKED)
-
-
-def _weighed(weights_BKGTS: jax.Array, values: jax.Array | Int8, dtype: Any) -> jax.Array:
-    numbers, scales = (values.integers, values.scales) if isinstance(values, Int8) else (values, None)
-    # Turned afterwards: as a product into the order of the tokens, XLA:CPU takes ten times as long.
-    return jnp.einsum("bkgts,bksh->bkgth", _times(weights_BKGTS, scales).astype(dtype), numbers.astype(dtype))
-
-
-def _times(x_BKGTS: jax.Array, scales_BKS: jax.Array | None) -> jax.Array:
-    return x_BKGTS if scales_BKS is None else x_BKGTS * scales_BKS[:, :, None, None]

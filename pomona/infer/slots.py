@@ -20,10 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pomona.core.errors import UserError
-from pomona.infer.cache import KEPT, Cache, Seen, attend, empty_cache, kept, write
+from pomona.infer.attention import over_cache
+from pomona.infer.cache import Cache, empty_cache, write
 from pomona.infer.sample import Array, Choices, Likely, likely, sample
 from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Decoder, embed, parameter_specs, run_layers
+from pomona.model.projection import merged
 from pomona.model.sampling import MOST_LIKELY
 from pomona.model.spec import Spec, map_specs
 from pomona.ops.low_rank import Adapted
@@ -85,37 +87,13 @@ def _hidden(
         hidden_RTD after the final norm, and the longer cache.
     """
     architecture, execution, rope_base = setting
-    R, T = tokens_RT.shape
-    every = slot_R is None
-    sequence_R = jnp.arange(R) if slot_R is None else slot_R
-
-    def attend_slots(q_RTNH: jax.Array, k_RTKH: jax.Array, v_RTKH: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        leaves, structure = jax.tree.flatten(state)
-        kept_axes = [KEPT[: leaf.ndim] for leaf in leaves]
-        heads = (None, None, "heads", None)
-
-        def local(q: jax.Array, k: jax.Array, v: jax.Array, slot_R: jax.Array, first_R: jax.Array, *leaves: Any) -> Any:
-            old = jax.tree.unflatten(structure, leaves)
-            new = kept(old[0], k), kept(old[1], v)
-            rows = lambda x: (x if every else jax.lax.dynamic_slice_in_dim(x, slot_R[0], 1, axis=0))[:, :, :span]
-            before_RTS = jnp.broadcast_to((jnp.arange(span) < first_R[:, None])[:, None], (R, T, span))
-            among_RTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (R, T, T))
-            keys, values = jax.tree.map(rows, old)
-            return attend(q, Seen(keys, values, before_RTS), Seen(*new, among_RTT)), *jax.tree.leaves(new)
-
-        new_axes = (None, None, "kv_heads", None)
-        taken = [heads, new_axes, new_axes, (None,), (None,), *kept_axes]
-        run = rules.on_shards(local, taken, [heads, *kept_axes])
-        out_RTNH, *new = run(q_RTNH, k_RTKH, v_RTKH, sequence_R, first_R, *leaves)
-        return out_RTNH, jax.tree.unflatten(structure, new)
-
-    assert every or R == 1, "one slot, or all"
     x_RTD = embed(params, tokens_RT, jnp.dtype(execution.compute_dtype))
-    state = list(zip(cache.keys, cache.values)) if isinstance(cache.keys, list) else (cache.keys, cache.values)
-    positions_RT = first_R[:, None] + jnp.arange(T)
+    positions_RT = first_R[:, None] + jnp.arange(tokens_RT.shape[1])
+    attend, state = over_cache(cache, slot_R, first_R, span, execution)
     hidden_RTD, (keys, values) = run_layers(
-        params, x_RTD, positions_RT, attend_slots, state, architecture, execution, rope_base
+        params, x_RTD, positions_RT, attend, state, architecture, execution, rope_base
     )
+    sequence_R = jnp.arange(len(first_R)) if slot_R is None else slot_R
     put = lambda old, new: write(old, new, sequence_R, first_R)
     return hidden_RTD, Cache(put(cache.keys, keys), put(cache.values, values))
 
@@ -243,8 +221,8 @@ def copy(cache: Cache, source: jax.Array, target: jax.Array) -> Cache:
 
 
 def ready(params: Decoder, architecture: Architecture, execution: Execution) -> Decoder:
-    """Parameters as a step reads them: in the compute dtype, and layer by layer where layers are unrolled. What is in
-    few bits stays so."""
+    """Parameters as a step reads them: matrices in the compute dtype (out of a stack of heads, TPUs would copy every
+    layer's once a step), and layer by layer where layers are unrolled. What is in few bits stays so."""
     dtype = jnp.dtype(execution.compute_dtype)
 
     def one(spec: Spec, weight: Any) -> Any:
@@ -252,7 +230,9 @@ def ready(params: Decoder, architecture: Architecture, execution: Execution) -> 
             return dataclasses.replace(
                 weight, base=one(spec, weight.base), a=weight.a.astype(dtype), b=weight.b.astype(dtype)
             )
-        return weight if spec.role == "norm" or isinstance(weight, Palettized) else weight.astype(dtype)
+        if spec.role == "norm" or isinstance(weight, Palettized):
+            return weight
+        return weight.astype(dtype).reshape(merged(spec).shape)
 
     params = map_specs(one, parameter_specs(architecture), params)
     if execution.layers == "scanned":

@@ -43,8 +43,9 @@ class _Corrected:
 def prepare(dtype: Any, spec: Spec, weight: Any) -> Any:
     """A layer's weight as `project` takes it; `spec` is that of the weight as an array, stacked over layers.
 
-    An array becomes a matrix in the compute dtype, whole along `model`. Heads and their dimension become one before the
-    gather, while it is a shard: a product over two dimensions becomes a convolution, that takes on-chip memory.
+    An array becomes a matrix in the compute dtype, whole along `model`, if it is none yet. Heads and their dimension
+    become one before the gather, while it is a shard: a product over two dimensions becomes a convolution, that takes
+    on-chip memory.
     """
     if spec.role == "norm":
         return weight
@@ -52,11 +53,17 @@ def prepare(dtype: Any, spec: Spec, weight: Any) -> Any:
         return _Packed(weight, matrix_axes(spec))
     if isinstance(weight, Adapted):
         return _Corrected(prepare(dtype, spec, weight.base), weight, matrix_axes(spec))
-    axes, shape = spec.axes[1:], weight.shape
-    if "head_dim" in axes:
-        at = axes.index("head_dim")
-        shape, axes = (*shape[: at - 1], shape[at - 1] * shape[at], *shape[at + 1 :]), (*axes[:at], *axes[at + 1 :])
-    return rules.gather(weight.reshape(shape), axes, dtype)
+    of_layer = merged(spec)
+    return rules.gather(weight.reshape(of_layer.shape[1:]), of_layer.axes[1:], dtype)
+
+
+def merged(spec: Spec) -> Spec:
+    """Heads and their dimension as one, if there are any."""
+    if "head_dim" not in spec.axes:
+        return spec
+    at = spec.axes.index("head_dim")
+    shape = (*spec.shape[: at - 1], spec.shape[at - 1] * spec.shape[at], *spec.shape[at + 1 :])
+    return dataclasses.replace(spec, shape=shape, axes=(*spec.axes[:at], *spec.axes[at + 1 :]))
 
 
 def matrix_axes(spec: Spec) -> Axes:

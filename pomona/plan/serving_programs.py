@@ -30,7 +30,7 @@ class ServedProgram:
 
 def compile_serving(plan: ServingPlan, rope_base: float) -> list[ServedProgram]:
     """Both programs, from the cache or compiled now: one token for every slot with `context` columns looked at, and the
-    whole prompt at once.
+    whole prompt at once, before which there is nothing.
 
     Raises:
         UserError: the fleet cannot be compiled for.
@@ -60,6 +60,7 @@ def _compile(name: str, plan: ServingPlan, rope_base: float) -> Compiled:
     from pomona.infer.sample import choices
     from pomona.model.config import Execution, resolve
     from pomona.model.decoder import parameter_specs
+    from pomona.model.projection import merged
     from pomona.model.sampling import Sampling
     from pomona.model.spec import map_specs
     from pomona.parallel import rules
@@ -73,7 +74,7 @@ def _compile(name: str, plan: ServingPlan, rope_base: float) -> Compiled:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(mesh, axes))
 
     dtype = lambda spec: jnp.float32 if spec.role == "norm" else jnp.bfloat16
-    params = map_specs(lambda spec: array(spec.shape, dtype(spec), spec.axes), parameter_specs(a))
+    params = map_specs(lambda spec: array(merged(spec).shape, dtype(spec), merged(spec).axes), parameter_specs(a))
     shape, axes = (a.num_layers, s.slots, a.num_kv_heads, s.context, a.head_dim), ("layers", *KEPT)
 
     def side() -> Any:
@@ -95,7 +96,8 @@ def _compile(name: str, plan: ServingPlan, rope_base: float) -> Compiled:
             )
         else:
             token_T, place = np.zeros(s.prompt, np.int32), np.zeros(3, np.int32)
+            span = slots.buckets(slots.SMALLEST_SPAN, s.context)[0]
             lowered = slots.read.lower(
-                params, cache, token_T, token_T, place, wanted(1), setting=setting, span=s.context, every=False
+                params, cache, token_T, token_T, place, wanted(1), setting=setting, span=span, every=False
             )
         return compile_lowered(lowered, plan.fleet, mesh, compiler_options(devices[0].device_kind))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomona.infer.cache import Int8, Seen, attend, cache_bytes, empty_cache, quantize
+from pomona.infer.attention import Seen, attend
+from pomona.infer.cache import Int8, cache_bytes, empty_cache, quantize
 from pomona.infer.generate import generate
 from pomona.infer.slots import Setting, _hidden, _logits
 from pomona.model.config import Architecture, Execution, resolve
