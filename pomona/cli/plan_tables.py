@@ -103,7 +103,9 @@ def show_comparison(run: Run, stages: Sequence[Stage], chips: int, found: Sequen
     console = _console()
     names = ", ".join(stage.name for stage in stages)
     console.print(f"{run.name}: {amount(count_parameters(run.architecture).total)} parameters; {names}")
-    console.print(f"{chips} chips of each kind, each with its best mesh; time is the roofline / {EFFICIENCY}")
+    console.print(
+        f"{chips} chips of each kind, each with its best mesh; time is the longest term / {EFFICIENCY}, and sums"
+    )
     console.print()
     table = _table("", "time", "USD", "energy", "step", "MFU", "memory, GiB", "bound")
     for each in found:
@@ -160,7 +162,7 @@ def _stage_table(found: Sequence[Estimate]) -> Table:
     for term, name in term_names(found[0].layout.fleet.chip).items():
         row(f"  {name}", lambda e: seconds(getattr(e.terms, term)))
     row("  bound by", lambda e: term_names(e.layout.fleet.chip)[e.terms.bottleneck])
-    row(f"step, roofline / {EFFICIENCY}", lambda e: seconds(e.step_seconds))
+    row(f"step, the longest / {EFFICIENCY}, and sums", lambda e: seconds(e.step_seconds))
     row("MFU causal", lambda e: percent(e.mfu_causal))
     row("MFU full", lambda e: percent(e.mfu_full))
     row("tokens a second", lambda e: amount(e.tokens_per_second))

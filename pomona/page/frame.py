@@ -5,10 +5,11 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fdfdfb; --ink: #1f2328; --soft: #667079; --line: #dfe3e6; --box: #f3f4f1;
-  --google: #2f7d5b; --nvidia: #7a5bb5; --p0: #3b6fb6; --p1: #2f9e8f; --p2: #d1912f; --p3: #b8506a; --none: #b23b3b; }
+  --google: #2f7d5b; --nvidia: #7a5bb5; --p0: #3b6fb6; --p1: #2f9e8f; --p2: #d1912f; --p3: #b8506a; --p4: #8a8f3c;
+  --none: #b23b3b; }
 @media (prefers-color-scheme: dark) { :root { --page: #15181b; --ink: #e6e8ea; --soft: #98a2ab; --line: #333a40;
   --box: #1e2327; --google: #58b68c; --nvidia: #a68be0; --p0: #6c9fe4; --p1: #54c2b2; --p2: #e0ad57; --p3: #dd7f97;
-  --none: #e57373; } }
+  --p4: #bcc46a; --none: #e57373; } }
 body { background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 62rem; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
@@ -19,6 +20,7 @@ svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .tick, svg 
 .google { fill: var(--google); background: var(--google); } .nvidia { fill: var(--nvidia); background: var(--nvidia); }
 .part0 { fill: var(--p0); background: var(--p0); } .part1 { fill: var(--p1); background: var(--p1); }
 .part2 { fill: var(--p2); background: var(--p2); } .part3 { fill: var(--p3); background: var(--p3); }
+.part4 { fill: var(--p4); background: var(--p4); }
 .stroke-google, .stroke-nvidia, .stroke-part0, .stroke-part1 { fill: none; stroke-width: 2; }
 .stroke-google { stroke: var(--google); } .stroke-nvidia { stroke: var(--nvidia); }
 .stroke-part0 { stroke: var(--p0); } .stroke-part1 { stroke: var(--p1); }

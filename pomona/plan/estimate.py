@@ -16,7 +16,7 @@ DAY_SECONDS, HOUR_SECONDS = 86400, 3600
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One stage on one mesh of one fleet. Time is the roofline over `EFFICIENCY`, without stops and failures."""
+    """One stage on one mesh of one fleet. Time is what is expected of its terms, without stops and failures."""
 
     layout: Layout
     memory: Memory
@@ -29,7 +29,7 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float:
-        return self.terms.bound / EFFICIENCY
+        return self.terms.expected
 
     @property
     def tokens_per_second(self) -> float:

@@ -51,8 +51,8 @@ def _head(run: Run, stages: Sequence[Stage], chips: int) -> str:
     return (
         f"<h1>{escape(run.name)} on {chips:,} chips of nine kinds</h1>\n"
         f"<p>{amount(count_parameters(run.architecture).total)} parameters, {amount(tokens)} tokens ({escape(names)}). "
-        f"Each chip gets the mesh, remat policy and micro-batches that are best for it. Time is the roofline over "
-        f"{EFFICIENCY}; what that leaves out stands at the end.</p>\n{keys}"
+        f"Each chip gets the mesh, remat policy and micro-batches that are best for it. Time is the "
+        f"longest term over {EFFICIENCY}, and sums; what that leaves out stands at the end.</p>\n{keys}"
     )
 
 
@@ -89,12 +89,14 @@ def _terms(found: Sequence[Comparison], stage: Stage) -> str:
     rows = []
     for each in found:
         e = each.plans.first if each.plans else None
-        parts = (e.terms.compute, e.terms.memory, e.terms.links, e.terms.network) if e else ()
+        parts = (e.terms.compute, e.terms.memory, e.terms.links, e.terms.network, e.terms.sums) if e else ()
         text = f"{term_names(each.chip)[e.terms.bottleneck]} {seconds(e.terms.bound)}" if e else _why_not(each)
         rows.append(Bar(each.chip.title, _group(each), parts, text))
-    names = ("compute", "HBM", "ICI or NVLink", "data-centre network")
+    names = ("compute", "HBM", "ICI or NVLink", "data-centre network", "sums that products wait for")
     keys = legend([(f"part{i}", name) for i, name in enumerate(names)])
-    return f"<div>{grouped(f'Roofline of a {stage.name} step: the longest bounds it', rows)}{keys}</div>"
+    return (
+        f"<div>{grouped(f'Roofline of a {stage.name} step: the longest bounds it, and sums add up', rows)}{keys}</div>"
+    )
 
 
 def _waiting_chart(found: Sequence[Comparison]) -> str:
@@ -161,8 +163,9 @@ def _figures_table(found: Sequence[Comparison]) -> str:
 def _notes() -> str:
     return (
         f"<h2>What this does not know</h2>\n<p>Time is the longest of compute, memory, links and network, each at the "
-        f"published speed, divided by {EFFICIENCY}: one assumption for every chip. Stops, failures, evaluation and "
-        f"checkpoints come on top. A program may use {USABLE:.0%} of the memory. Prices are list prices on demand; "
+        f"published speed, divided by {EFFICIENCY}: one assumption for every chip; and sums over heads and units, for "
+        f"which the next product waits. Stops, failures, evaluation and checkpoints come on top. A program may use "
+        f"{USABLE:.0%} of the memory. Prices are list prices on demand; "
         f"large fleets are bought for less. Energy is that of the chips alone. Half the batch takes twice the steps "
         f"for the same tokens, and the plan does not know whether the model learns as well from them.</p>"
         f'<p class="soft">Made by pomona plan --compare; docs/plan.md has the formulas.</p>'

@@ -4,11 +4,14 @@ Each term is what one device does in one step, at the published speed of its chi
 
     compute   model FLOPs, and what the remat policy and the attention kernel compute again, over the peak
     memory    bytes between HBM and the cores
-    links     weights gathered and gradients scattered (bfloat16), sums over the shards of heads and units, keys and
-              values gathered over the shards of a sequence, over the ICI or NVLink links of each axis
+    links     weights gathered and gradients scattered (bfloat16), keys and values gathered over the shards of a
+              sequence, over the ICI or NVLink links of each axis
     network   gradients summed across slices, already scattered; among GPUs, also what leaves a host
+    sums      hidden states summed over the shards of heads and units, wherever they travel
 
-The step takes at least the longest of them: the roofline. `EFFICIENCY` turns it into an expectation.
+The first four run behind one another, and the step takes at least the longest of them: the roofline. The next product
+waits for a sum, so the sums add up, in programs as they are compiled (docs/plan.md). `EFFICIENCY` turns the roofline
+into an expectation.
 """
 
 import dataclasses
@@ -34,10 +37,16 @@ class Terms:
     memory: float
     links: float
     network: float
+    sums: float
 
     @property
     def bound(self) -> float:
-        return max(self.compute, self.memory, self.links, self.network)
+        """What can run behind one another, and what cannot."""
+        return self._longest + self.sums
+
+    @property
+    def expected(self) -> float:
+        return self._longest / EFFICIENCY + self.sums
 
     @property
     def bottleneck(self) -> str:
@@ -45,7 +54,11 @@ class Terms:
 
     @property
     def communication(self) -> float:
-        return self.links + self.network
+        return self.links + self.network + self.sums
+
+    @property
+    def _longest(self) -> float:
+        return max(self.compute, self.memory, self.links, self.network)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +68,25 @@ class Collective:
     name: str
     seconds: float
     over: str  # links or network
+    waited_for: bool = False
 
 
 def term_names(chip: Chip) -> dict[str, str]:
     """What people call the terms on this chip."""
     links = ("ICI", "DCN") if chip.torus_dimensions else ("NVLink", "network")
-    return dict(zip(("compute", "memory", "links", "network"), ("compute", "HBM", *links)))
+    return dict(zip(("compute", "memory", "links", "network", "sums"), ("compute", "HBM", *links, "sums")))
 
 
 def terms(layout: Layout, groups: Groups | None = None) -> Terms:
-    """The four terms of a step; `groups` where the mesh has been placed before."""
+    """The terms of a step; `groups` where the mesh has been placed before."""
     moved = collectives(layout, groups)
+    behind = lambda over: sum(c.seconds for c in moved if c.over == over and not c.waited_for)
     return Terms(
         compute=compute_seconds(layout),
         memory=memory_seconds(layout),
-        links=sum(c.seconds for c in moved if c.over == "links"),
-        network=sum(c.seconds for c in moved if c.over == "network"),
+        links=behind("links"),
+        network=behind("network"),
+        sums=sum(c.seconds for c in moved if c.waited_for),
     )
 
 
@@ -133,4 +149,6 @@ def collectives(layout: Layout, groups: Groups | None = None) -> list[Collective
         ("gradients summed over copies", groups.copies, n * groups.copies.sum_seconds(shard)),
         ("gradients summed across slices", groups.slices, n * groups.slices.sum_seconds(shard)),
     ]
-    return [Collective(name, seconds, group.over) for name, group, seconds in found if seconds > 0]
+    return [
+        Collective(name, seconds, group.over, group is groups.units) for name, group, seconds in found if seconds > 0
+    ]

@@ -33,11 +33,11 @@ def search(run: Run, stage: Stage, fleet: Fleet, usd_per_chip_hour: float | None
     found = [estimate(layout, usd_per_chip_hour) for each in possible(run, stage, fleet) for layout in fewest(each)]
     if not found:
         return []
-    best = min(e.terms.bound for e in found)
+    best = min(e.step_seconds for e in found)
     return sorted(
         found,
         key=lambda e: (
-            round(e.terms.bound / best / TIE),
+            round(e.step_seconds / best / TIE),
             round(e.terms.communication / best / HIDDEN),
             e.memory.total,
         ),
@@ -86,7 +86,7 @@ def same_mesh(e: Estimate) -> list[Estimate]:
         run = dataclasses.replace(layout.run, execution=dataclasses.replace(layout.run.execution, remat=policy))
         layouts = fewest(dataclasses.replace(layout, run=run))
         found += [estimate(each, e.usd_per_chip_hour) for each in layouts]
-    return sorted(found, key=lambda each: each.terms.bound)
+    return sorted(found, key=lambda each: each.step_seconds)
 
 
 def more_chips(run: Run, stage: Stage, fleet: Fleet, usd_per_chip_hour: float | None) -> Estimate | None:

@@ -76,6 +76,12 @@ def test_communication_by_hand():
     vectors = 2 * 4096 * 4096 / 1024 * 8192
     sums = (80 * 5 + 2) * 2 * vectors * 7 / 8 / (2 * 50 * GB)
     assert found["sums over heads and units"].seconds == pytest.approx(sums, rel=1e-9)
+    assert [name for name, each in found.items() if each.waited_for] == ["sums over heads and units"]
+    counted = terms(layout)
+    assert counted.sums == pytest.approx(sums) and counted.compute > counted.links
+    assert counted.links == found["weights gathered"].seconds + found["gradients scattered"].seconds
+    assert counted.bound == counted.compute + counted.sums
+    assert estimate(layout, None).step_seconds == counted.compute / EFFICIENCY + counted.sums
     parameters = count_parameters(a)
     shard = 2 * ((parameters.total - parameters.norms) / 1024 + parameters.norms)
     across = 2 * shard * 7 / 8 / (6.25 * GB)
