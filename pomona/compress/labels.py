@@ -155,7 +155,7 @@ def _label_rows(
         return stack([rows[i][0][rows[i][1]] if i < len(rows) else empty for i in mine])
 
     def fetch(first: int, computed: jax.Array) -> Iterator[np.ndarray]:
-        yield from np.asarray(computed).reshape(-1, length)[: len(rows) - first]
+        yield from feed.take(computed)[: len(rows) - first]
         builder.watchdog.progress()
         progress.done(sum(each.predictions(i) for each, i in rows[first : first + size]))
 

@@ -5,6 +5,8 @@ L layers, F feed-forward.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import Attend, Decoder, Inputs, Observe, embed, run_layers
 from pomona.ops.attention import attention
 from pomona.ops.cross_entropy import cross_entropy
-from pomona.parallel import rules
+from pomona.parallel import rules, zigzag
+from pomona.parallel.config import ZIGZAG
 
 Z_LOSS = 1e-6
 """Weight of the squared log-normaliser (AFM report, section 3.1)."""
@@ -23,7 +26,9 @@ Z_LOSS = 1e-6
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """Packed records on the device; every field is int32 [B, T], and `labels` absent where there is no teacher."""
+    """Packed records on the device; every field is int32 [B, T], and `labels` absent where there is no teacher.
+
+    On a mesh that shards the sequence, a record's tokens lie in the order of `parallel/zigzag.py`."""
 
     tokens: jax.Array
     targets: jax.Array
@@ -88,13 +93,10 @@ def self_attention(batch: TokenBatch, execution: Execution) -> Attend:
         # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
         def local(q, k, v, q_segments, k_segments):
             assert execution.attention != "auto", "resolve() the execution first"
-            offset = rules.shard_offset("tokens", q.shape[1])
-            return attention(
-                *(q, k, v, q_segments, k_segments),
-                q_offset=offset,
-                implementation=execution.attention,
-                block_tokens=execution.attention_block_tokens,
-            )
+            way, block_tokens = execution.attention, execution.attention_block_tokens
+            attend = partial(attention, implementation=way, block_tokens=block_tokens)
+            call = attend if rules.shard_count("tokens") == 1 else partial(_of_shard, attend)
+            return call(q, k, v, q_segments, k_segments)
 
         queries, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
         operands = {
@@ -107,6 +109,29 @@ def self_attention(batch: TokenBatch, execution: Execution) -> Attend:
         return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
 
     return attend
+
+
+def _of_shard(
+    attend: Callable[..., jax.Array],
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    q_segments_BT: jax.Array,
+    k_segments_BS: jax.Array,
+) -> jax.Array:
+    """Attention of the two parts of a sequence that a shard holds, each over what comes before it."""
+    shards, index, size = rules.shard_count("tokens"), rules.shard_index("tokens"), q_BTNH.shape[1] // zigzag.PARTS
+    keys = [zigzag.restored(x, shards) for x in (k_BSKH, v_BSKH, k_segments_BS)]
+
+    def part(name: str, own: slice, seen: int, place: jax.Array | int) -> jax.Array:
+        k, v, k_segments = (x[:, :seen] for x in keys)
+        with jax.named_scope(name):  # the cost model tells by it how many blocks there are
+            return attend(q_BTNH[:, own], k, v, q_segments_BT[:, own], k_segments, q_offset=place * size)
+
+    whole = k_BSKH.shape[1]
+    first = part(ZIGZAG[0], slice(size), whole // zigzag.PARTS, index)  # in the first half, whatever the shard
+    last = part(ZIGZAG[1], slice(size, None), whole, zigzag.PARTS * shards - 1 - index)
+    return jnp.concatenate([first, last], axis=1)
 
 
 def next_token_loss(

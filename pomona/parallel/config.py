@@ -25,6 +25,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "ffn": ("tensor",),
 }
 
+ZIGZAG = ("first_part", "last_part")
+"""The parts of a sequence that each of its shards holds, where there are several (`zigzag.py`); programs call by these
+names what is computed for them."""
+
 Axes = Sequence[str | None]
 
 
@@ -73,6 +77,12 @@ def mesh_shape(config: MeshConfig, num_devices: int, option: str = "--mesh") -> 
 def shards(axis: str | None, sizes: Mapping[str, int]) -> int:
     """Over how many devices a logical axis is spread on a mesh with these axis sizes."""
     return math.prod(sizes[mesh_axis] for mesh_axis in TABLE[axis]) if axis is not None else 1
+
+
+def sequence_parts(sizes: Mapping[str, int]) -> int:
+    """Into how many equal parts a sequence divides on a mesh with these axis sizes."""
+    held_by = shards("tokens", sizes)
+    return held_by if held_by == 1 else len(ZIGZAG) * held_by
 
 
 def check_divides(

@@ -5,6 +5,7 @@ sharded over `fsdp` along `model`, and are gathered along it just before use (`g
 set by `jax.set_mesh`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,10 +104,10 @@ def shard_index(logical_axis: str) -> jax.Array | int:
     return jax.lax.axis_index(names) if names else 0
 
 
-def shard_offset(logical_axis: str, length: int) -> jax.Array | int:
-    """Inside `on_shards`: where this device's shard, `length` long, begins; the plain int 0 where the axis is whole."""
-    index = shard_index(logical_axis)
-    return 0 if isinstance(index, int) else index * length
+def shard_count(logical_axis: str) -> int:
+    """Inside `on_shards`: over how many devices a logical axis is spread."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in manual_axes(logical_axis))
 
 
 def _present(logical_axis: str) -> frozenset[str]:

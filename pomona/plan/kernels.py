@@ -1,7 +1,8 @@
 """How long a Pallas kernel of a compiled program takes: XLA's own estimates leave kernels out.
 
 A kernel is the slower of its products on the matrix units and its bytes through HBM. Splash attention is known by name:
-its products follow from its operands and block sizes, and only blocks that the causal mask leaves are counted. Any
+its products follow from its operands and block sizes, and only blocks that the causal mask leaves are counted; of the
+two parts of a shard (`parallel/zigzag.py`) as many as a shard has on the average, for all have as many in both. Any
 other kernel is taken at the cost estimate that it was written with (`pl.CostEstimate`), since it may read a part of its
 operands alone, or at the bytes of all of them.
 """
@@ -10,6 +11,7 @@ import json
 import re
 
 from pomona.core.chips import Chip
+from pomona.parallel.config import ZIGZAG
 from pomona.plan.hlo import Array, Instruction
 
 MATRIX_SHARE = {
@@ -47,20 +49,24 @@ def kernel_seconds(kernel: Instruction, operands: list[Array], chip: Chip) -> fl
     return max(products + around, memory)
 
 
-def splash_work(kernel: Instruction, operands: list[Array], products: int) -> tuple[float, int]:
+def splash_work(kernel: Instruction, operands: list[Array], products: int) -> tuple[float, float]:
     """FLOPs of the blocks that are computed, and their number, of one splash call."""
     q, k = [a for a in operands if a.dtype in ("bf16", "f32") and len(a.shape) >= 3][:2]
     heads, queries, head_dim = q.shape[-3:]
     keys = k.shape[-2]
     block_q, block_kv = _block_sizes(kernel.text, "fwd" if products == 2 else "dkv")
     block_q, block_kv = min(block_q, queries), min(block_kv, keys)
-    offset = keys - queries  # a shard of queries: the last one sees all keys, and the slowest shard sets the pace
-    computed = sum(
-        min(keys, -(-(offset + (row + 1) * block_q) // block_kv) * block_kv) // block_kv
-        for row in range(queries // block_q)
-    )
+    places = _places(kernel, keys // queries)
+    ends = [place * queries + end for place in places for end in range(block_q, queries + 1, block_q)]
+    computed = sum(min(keys, -(-end // block_kv) * block_kv) // block_kv for end in ends) / len(places)
     blocks = heads * computed * (1 if len(q.shape) == 3 else q.shape[0])
     return blocks * products * 2.0 * block_q * block_kv * head_dim, blocks
+
+
+def _places(kernel: Instruction, parts: int) -> range:
+    """Which parts of the sequence the queries are, on one device or another; otherwise the last, which has the most."""
+    first, last = (name in kernel.op_name for name in ZIGZAG)
+    return range(parts) if first else range(parts // 2, parts) if last else range(parts - 1, parts)
 
 
 def _block_sizes(text: str, part: str) -> tuple[int, int]:

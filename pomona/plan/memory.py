@@ -6,7 +6,8 @@ cast                             the shards in bfloat16: they are cast before th
 activations                      what the remat policy keeps (`model.count.REMAT`) of every layer
 kept_weights                     every layer's in bfloat16, where the policy keeps them
 layer                            one layer in its backward pass; on TPUs with the partial gradients of its queries that
-                                 splash attention leaves to be added up: one for each block of keys
+                                 splash attention leaves to be added up: one for each block of keys (of one part at a
+                                 time, where a shard of a sequence has two)
 weights                          a layer's worth in bfloat16: its gathered matrices and their gradients come and go one
                                  by one; and the embedding's gradient, in float32 where it is the sum of chunks
 loss                             one chunk's logits and what is made of them; the hidden states' gradient; the embedding
@@ -20,6 +21,7 @@ import dataclasses
 import math
 
 from pomona.model.count import AT_WORK, activation_bytes
+from pomona.parallel.config import ZIGZAG
 from pomona.plan.work import Layout, device_weights
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -67,7 +69,6 @@ def memory(layout: Layout) -> Memory:
     a, execution, tokens, shards = layout.run.architecture, layout.run.execution, layout.tokens, layout.model_shards
     w = device_weights(a, shards, layout.weight_shards)
     policy, tpu = layout.kept, bool(layout.fleet.chip.torus_dimensions)
-    blocks = math.ceil(layout.stage.sequence_length / execution.attention_block_tokens) if tpu else 0
     chunk = min(execution.loss_chunk_tokens, tokens)
     chunks = chunk < tokens
     logit_bytes = LOGIT_BYTES["tpu" if tpu else "gpu"]
@@ -79,9 +80,19 @@ def memory(layout: Layout) -> Memory:
         cast=BFLOAT16 * w.stored,
         activations=a.num_layers * tokens * activation_bytes(a, policy, shards),
         kept_weights=BFLOAT16 * w.layers_whole if policy.keeps_weights else 0.0,
-        layer=tokens * (activation_bytes(a, AT_WORK, shards) + BFLOAT16 * blocks * a.num_heads * a.head_dim / shards),
+        layer=_layer_bytes(layout),
         weights=BFLOAT16 * w.layers_whole / a.num_layers + (FLOAT32 if chunks else BFLOAT16) * w.embedding_whole,
         loss=logit_bytes * chunk * a.vocab_size / shards
         + FLOAT32 * tokens * a.model_dim
         + (12 if chunks else 4) * w.embedding_whole,
     )
+
+
+def _layer_bytes(layout: Layout) -> float:
+    a, execution, shards = layout.run.architecture, layout.run.execution, layout.model_shards
+    per_token = activation_bytes(a, AT_WORK, shards)
+    if layout.fleet.chip.torus_dimensions:
+        blocks = math.ceil(layout.stage.sequence_length / execution.attention_block_tokens)
+        parts = 1 if layout.token_shards == 1 else len(ZIGZAG)
+        per_token += BFLOAT16 * blocks / parts * a.num_heads * a.head_dim / shards
+    return layout.tokens * per_token

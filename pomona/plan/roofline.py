@@ -17,7 +17,7 @@ into an expectation.
 import dataclasses
 
 from pomona.core.chips import Chip
-from pomona.model.count import AT_WORK, REMAT, activation_bytes, product_flops, recomputed_flops, training_flops
+from pomona.model.count import AT_WORK, REMAT, activation_bytes, recomputed_flops, training_flops
 from pomona.parallel.placement import Groups, place_mesh
 from pomona.plan.memory import MOMENTS
 from pomona.plan.work import Layout, device_weights
@@ -91,12 +91,9 @@ def terms(layout: Layout, groups: Groups | None = None) -> Terms:
 
 
 def compute_seconds(layout: Layout) -> float:
-    """FLOPs of the busiest device over its peak."""
-    a, length, parts = layout.run.architecture, layout.stage.sequence_length, layout.token_shards
+    """FLOPs of a device over its peak; shards of a sequence have equal parts of attention (`parallel/zigzag.py`)."""
+    a, length = layout.run.architecture, layout.stage.sequence_length
     flops = training_flops(a, length).causal + recomputed_flops(a, length, layout.again)
-    # The last part of a sequence attends to all the others: (2n - 1) / n of the mean.
-    passes = 3.5 + ("attention" in layout.again)
-    flops += (parts - 1) / parts * passes * a.num_layers * product_flops(a, length)["attention"]
     total = flops * layout.tokens * layout.micro_batches / layout.model_shards
     return total * layout.fleet.chip.devices / layout.fleet.chip.flops_per_second
 

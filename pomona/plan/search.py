@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pomona.core.fleet import Fleet, fleet_of
 from pomona.model.count import REMAT, weights
-from pomona.parallel.config import mesh_shape, shards
+from pomona.parallel.config import mesh_shape, sequence_parts, shards
 from pomona.parallel.placement import every_mesh
 from pomona.plan.estimate import Estimate, estimate
 from pomona.plan.memory import memory, usable_bytes
@@ -52,7 +52,7 @@ def possible(run: Run, stage: Stage, fleet: Fleet) -> Iterator[Layout]:
     ]
     for mesh in every_mesh(fleet.devices, fleet.slices):
         sizes = mesh_shape(mesh, fleet.devices)
-        if stage.batch_size % shards("batch", sizes) or stage.sequence_length % shards("tokens", sizes):
+        if stage.batch_size % shards("batch", sizes) or stage.sequence_length % sequence_parts(sizes):
             continue
         if any(n % shards(axis, sizes) for axis, n in dimensions):
             continue

@@ -14,7 +14,7 @@ from pomona.metrics.config import MetricsConfig
 from pomona.model.config import Architecture, Execution, RematPolicy, check_architecture, resolve
 from pomona.model.count import weights
 from pomona.optim.config import AdamW, AdaStar, Schedule, check_optimizer, check_schedule
-from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, shards
+from pomona.parallel.config import MeshConfig, check_divides, mesh_shape, sequence_parts, shards
 from pomona.train.fault_config import FaultConfig, check_faults
 from pomona.train.objective_config import NextToken, ObjectiveConfig, check_objective, in_stage
 
@@ -134,6 +134,12 @@ def check_stage_mesh(run: Run, index: int, num_devices: int) -> None:
     rows = stage.batch_size // (stage.micro_batches or 1)
     name = f"the batch of stage {stage.name!r}"
     check_divides(name, (rows, stage.sequence_length), ("batch", "tokens"), sizes, option)
+    if stage.sequence_length % (parts := sequence_parts(sizes)):
+        raise UserError(
+            f"sequences of {stage.sequence_length} tokens in stage {stage.name!r} do not divide into {parts} parts.",
+            "each shard of a sequence holds two parts of it, so that all have the same work.",
+            f"{option}.seq N with 2 N a divisor of {stage.sequence_length}",
+        )
 
 
 def decide(run: Run, platform: str, num_devices: int) -> Run:

@@ -43,6 +43,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_speaks_the_same_after_export_and_import(place):
     words = ("--temperature", "0", "--max-tokens", "8")
     said = pomona("generate", "mine", "the 3 foxes", "the", *words, cwd=place)

@@ -60,6 +60,7 @@ def test_it_begins_at_the_recovery_adapter_or_at_the_base(folders, recovered, ta
         objective_of(task_run(path, task, rank=3))
 
 
+@pytest.mark.slow
 def test_a_task_is_learned_by_its_responses_alone(recovered, task, tmp_path):
     run = task_run(recovered[0], task)
     stage = dataclasses.replace(

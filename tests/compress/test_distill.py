@@ -257,6 +257,7 @@ def test_a_student_comes_nearer_to_its_teacher(cache, labelled, whole, fresh):
     assert before < 0.02 and after > 0.05
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_whole_distribution_too(cache, labelled, whole, fresh, tmp_path):
     hook = ONE_STAGE + DISTILL.replace("top1", "logits")
     finished(start(tmp_path / "run", cache, devices=2, hook=hook))

@@ -24,7 +24,7 @@ from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, hidden_states, next_token_loss
 from pomona.model.projection import matrix_shape
 from pomona.ops.palette import unpack_nibbles
-from pomona.parallel import rules
+from pomona.parallel import rules, zigzag
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 
@@ -128,7 +128,8 @@ def test_loss_and_gradient_are_those_of_the_dense_weights(parts, reference, mesh
         base = jax.device_put(base, places)
         own = spec.map_specs(lambda s: rules.sharding(mesh, s.axes), adapter_specs(SMALL, RANK))
         adapter = jax.device_put(adapter, own)
-        batch = jax.device_put(batch, rules.sharding(mesh, ("batch", "tokens")))
+        order = zigzag.order(batch.tokens.shape[1], config.seq if config else 1)
+        batch = jax.device_put(jax.tree.map(lambda x: x[:, order], batch), rules.sharding(mesh, ("batch", "tokens")))
         loss = lambda adapter, base: mean_loss(attach(base, adapter, SCALE), batch, execution)
         value, gradient = run(jax.value_and_grad(loss), adapter, base)
     assert jax.tree.map(lambda x: x.sharding, gradient) == own

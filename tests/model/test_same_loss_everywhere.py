@@ -13,7 +13,7 @@ from pomona.model import spec
 from pomona.model.config import KEPT, Architecture, Execution
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, next_token_loss
-from pomona.parallel import rules
+from pomona.parallel import rules, zigzag
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 
@@ -45,7 +45,8 @@ def loss_and_gradients(mesh_config, execution):
     mesh = build_mesh(mesh_config, jax.devices()[: 1 if mesh_config == ONE else 8])
     with jax.set_mesh(mesh):
         params = jax.device_put(params, spec.map_specs(lambda s: rules.sharding(mesh, s.axes), specs))
-        batch = jax.device_put(batch, rules.sharding(mesh, ("batch", "tokens")))
+        order = zigzag.order(batch.tokens.shape[1], mesh_config.seq)
+        batch = jax.device_put(jax.tree.map(lambda x: x[:, order], batch), rules.sharding(mesh, ("batch", "tokens")))
         lowered = jax.jit(jax.value_and_grad(loss)).lower(params, batch)
         # Dozens of programs of a few milliseconds each: LLVM's optimization would be most of this file's time.
         value, gradients = lowered.compile({"xla_backend_optimization_level": 0})(params, batch)
@@ -65,9 +66,14 @@ def check(reference, mesh, **how):
         np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2, seq=2), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
-@pytest.mark.parametrize("remat", POLICIES)
+SEQ, TENSOR = MeshConfig(data=2, fsdp=2, seq=2), MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "remat"), [*((SEQ, policy) for policy in POLICIES), (TENSOR, "none"), (TENSOR, "ffn")], ids=str
+)
 def test_of_every_policy(reference, mesh, remat):
+    """The other policies meet tensor shards below."""
     check(reference, mesh, attention="reference", layers="scanned", rotation="split", remat=remat)
 
 

@@ -12,7 +12,7 @@ from pomona.model.config import Architecture, Execution
 from pomona.model.decoder import parameter_specs
 from pomona.model.objective import TokenBatch, next_token_loss
 from pomona.model.taught import Reading, divergence_loss, top_tokens
-from pomona.parallel import rules
+from pomona.parallel import rules, zigzag
 from pomona.parallel.config import MeshConfig
 from pomona.parallel.mesh import build_mesh
 
@@ -53,7 +53,8 @@ def computed(mesh_config, target):
             for seed, specs in enumerate((parameter_specs(STUDENT), parameter_specs(TEACHER)))
         )
         real = np.asarray(batch.segments) > 0
-        batch = jax.device_put(batch, rules.sharding(mesh, ("batch", "tokens")))
+        order = zigzag.order(batch.tokens.shape[1], mesh_config.seq)
+        batch = jax.device_put(jax.tree.map(lambda x: x[:, order], batch), rules.sharding(mesh, ("batch", "tokens")))
 
         def both(params, teacher, batch):
             result = jax.value_and_grad(loss, has_aux=True)(params, teacher, batch, target)
@@ -62,7 +63,11 @@ def computed(mesh_config, target):
         lowered = jax.jit(both).lower(student, teacher, batch)
         (total, sums), gradients, top = lowered.compile({"xla_backend_optimization_level": 0})(student, teacher, batch)
     assert jax.tree.map(lambda x: x.sharding, gradients) == jax.tree.map(lambda x: x.sharding, student)
-    return [float(total), float(sums.nll)], jax.tree.leaves(jax.tree.map(np.asarray, gradients)), np.asarray(top)[real]
+    return (
+        [float(total), float(sums.nll)],
+        jax.tree.leaves(jax.tree.map(np.asarray, gradients)),
+        np.asarray(top)[:, np.argsort(order)][real],
+    )
 
 
 @pytest.mark.parametrize("target", ["top1", pytest.param("logits", marks=pytest.mark.slow)])

@@ -18,7 +18,7 @@ def kernel(name, operands, text="", result="bf16[8]{0}"):
     return instruction, program.operand_arrays("e", instruction)
 
 
-def splash(name, heads, queries, keys, head_dim, block_q, block_kv, batch=None, tables="s8[1,4,4]{2,1,0}"):
+def splash(name, heads, queries, keys, head_dim, block_q, block_kv, batch=None, tables="s8[1,4,4]{2,1,0}", scope=""):
     """A call of splash attention as XLA writes it, grouped keys with a quarter of the heads."""
     b = f"{batch}," if batch else ""
     q = f"bf16[{b}{heads},{queries},{head_dim}]{{2,1,0}}"
@@ -26,6 +26,7 @@ def splash(name, heads, queries, keys, head_dim, block_q, block_kv, batch=None, 
     part = "" if "fwd" in name else "_dkv"
     sizes = rf"{{\"block_q{part}\": {block_q}, \"block_kv{part}\": {block_kv}, \"use_fused_bwd_kernel\": true}}"
     text = f', frontend_attributes={{kernel_metadata={{\n"xprof_metadata":"{sizes}"\n}}}}'
+    text += f', metadata={{op_name="jit(step)/{scope}/pallas_call"}}'
     return kernel(name, [tables, "s32[8,128]{1,0}", q, k, k], text, result=q)
 
 
@@ -51,6 +52,22 @@ def test_blocks_of_splash_are_those_under_the_diagonal(queries, keys, block_q, b
         flops, blocks = splash_work(call, operands, products)
         assert blocks == 8 * (batch or 1) * counted(queries, keys, block_q, block_kv)
         assert flops == blocks * products * 2 * block_q * block_kv * 64
+
+
+@pytest.mark.parametrize(("shards", "block_q", "block_kv"), [(2, 128, 128), (4, 64, 128), (4, 128, 64), (8, 64, 64)])
+def test_blocks_of_both_parts_of_a_shard_are_those_of_every_shard(shards, block_q, block_kv):
+    length = 256 * shards
+    part = length // (2 * shards)
+    seen = np.tril(np.ones((length, length), bool))
+    of_part = lambda i: seen[i * part : (i + 1) * part].reshape(part // block_q, block_q, length // block_kv, block_kv)
+    blocks = [int(of_part(i).any(axis=(1, 3)).sum()) for i in range(2 * shards)]
+    both = {blocks[i] + blocks[-1 - i] for i in range(shards)}
+    counted_ones = 0
+    for scope, keys in (("first_part", length // 2), ("last_part", length)):
+        call, operands = splash("splash_mha_fwd.1", 8, part, keys, 64, block_q, block_kv, scope=scope)
+        counted_ones += splash_work(call, operands, 2)[1]
+    assert counted_ones == pytest.approx(8 * sum(both) / len(both))
+    assert max(both) - min(both) <= max(1, block_kv // block_q), "all have as much to do, to a block"
 
 
 def test_blocks_are_never_larger_than_the_sequence():

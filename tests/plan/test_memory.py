@@ -108,6 +108,8 @@ def test_a_layer_at_work_by_hand():
     assert memory(lay_out(*whole, EIGHT)).layer == tokens * (at_work + 2 * heads)
     assert memory(lay_out(*four_blocks, EIGHT)).layer == tokens * (at_work + 4 * 2 * heads)
     assert memory(lay_out(*four_blocks, parse_fleet("h100-8"))).layer == tokens * at_work  # cuDNN leaves nothing
+    sharded = dataclasses.replace(four_blocks[0], mesh=MeshConfig(data=2, seq=2, tensor=2))  # one part after the other
+    assert memory(lay_out(sharded, sharded.stages[0], EIGHT)).layer == tokens * (at_work + 2 * 2 * heads)
     one_layer = (512 * 64 * (8 + 4 + 4) + 8 * 64 * 512 + 3 * 512 * 1024) / 2 + 2 * 512 + 2 * 64
     weights = memory(lay_out(*whole, EIGHT)).weights
     assert weights == pytest.approx(2 * one_layer + 2 * 512 * 512 / 2, rel=1e-3)
@@ -136,7 +138,7 @@ def test_the_servers_plan_is_near_what_its_programs_take():
             planned = memory(lay_out(run, stage, HARDWARE[name].fleet)).total / 2**30
             assert low <= planned / found["hbm_gib"] <= 1.0, (name, stage.name)
             if found["hbm_gib"] > 0.95 * found["hbm_limit_gib"]:
-                assert planned == pytest.approx(found["hbm_gib"], rel=0.03)
+                assert planned == pytest.approx(found["hbm_gib"], rel=0.05)
 
 
 def test_recomputation_by_hand():

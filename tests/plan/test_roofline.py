@@ -92,7 +92,7 @@ def test_communication_by_hand():
     }
 
 
-def test_a_cut_sequence_gathers_keys_and_waits_for_its_last_part():
+def test_a_cut_sequence_gathers_keys_and_has_equal_parts():
     def lay(seq):
         mesh = MeshConfig(data=2, fsdp=1024 // seq, seq=seq)
         run = Run("device", AFM_DEVICE, (Stage("context", 1, 2048, 32768),), mesh=mesh)
@@ -102,9 +102,7 @@ def test_a_cut_sequence_gathers_keys_and_waits_for_its_last_part():
     found = {c.name: c for c in collectives(cut)}
     keys = 2 * 2 * (2048 / 256) * 32768 * 8 * 128
     assert found["keys and values gathered"].seconds == pytest.approx(26 * 2 * keys * 7 / 8 / (2 * 100 * GB), rel=1e-9)
-    more = terms(cut).compute - terms(whole).compute
-    attention = 26 * 2 * 2 * 24 * 128 * 32769 / 2 * 3.5
-    assert more == pytest.approx(7 / 8 * attention * 2048 * 32768 / 2048 / 459e12, rel=1e-9)
+    assert terms(cut).compute == pytest.approx(terms(whole).compute, rel=1e-9)
 
 
 def test_whole_rings_halves_and_shared_lines():
