@@ -90,47 +90,39 @@ def self_attention(batch: TokenBatch, execution: Execution) -> Attend:
     """Attention within the documents of a batch; it has no state."""
 
     def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, _: None) -> tuple[jax.Array, None]:
-        # The keys and values of the whole sequence are gathered; queries stay sharded over `tokens`.
-        def local(q, k, v, q_segments, k_segments):
+        def local(q, k, v, segments):
             assert execution.attention != "auto", "resolve() the execution first"
             way, block_tokens = execution.attention, execution.attention_block_tokens
             attend = partial(attention, implementation=way, block_tokens=block_tokens)
-            call = attend if rules.shard_count("tokens") == 1 else partial(_of_shard, attend)
-            return call(q, k, v, q_segments, k_segments)
+            if rules.shard_count("tokens") > 1:
+                return _of_shard(attend, q, k, v, segments)
+            return attend(q, k, v, segments, segments)
 
-        queries, keys = ("batch", "tokens", "heads", "head_dim"), ("batch", None, "kv_heads", "head_dim")
-        operands = {
-            queries: [q_BTNH],
-            keys: [rules.place(k_BTKH, keys), rules.place(v_BTKH, keys)],
-            ("batch", "tokens"): [batch.segments],
-            ("batch", None): [rules.place(batch.segments, ("batch", None))],
-        }
-        axes = [axes for axes, values in operands.items() for _ in values]
-        return rules.on_shards(local, axes, queries)(*(x for xs in operands.values() for x in xs)), None
+        queries, keys = (("batch", "tokens", heads, "head_dim") for heads in ("heads", "kv_heads"))
+        run = rules.on_shards(local, [queries, keys, keys, ("batch", "tokens")], queries)
+        return run(q_BTNH, k_BTKH, v_BTKH, batch.segments), None
 
     return attend
 
 
 def _of_shard(
-    attend: Callable[..., jax.Array],
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    q_segments_BT: jax.Array,
-    k_segments_BS: jax.Array,
+    attend: Callable[..., jax.Array], q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array
 ) -> jax.Array:
-    """Attention of the two parts of a sequence that a shard holds, each over what comes before it."""
+    """Attention of the two parts of a sequence that a shard holds, each over what comes before it: keys and values are
+    gathered, queries stay where they are."""
     shards, index, size = rules.shard_count("tokens"), rules.shard_index("tokens"), q_BTNH.shape[1] // zigzag.PARTS
-    keys = [zigzag.restored(x, shards) for x in (k_BSKH, v_BSKH, k_segments_BS)]
+    whole = lambda x: zigzag.restored(rules.gathered(x, "tokens", 1), shards)
+    # Side by side they travel as one.
+    k_BSKH, v_BSKH = jnp.split(whole(jnp.concatenate([k_BTKH, v_BTKH], axis=2)), 2, axis=2)
+    segments_BS, length = whole(segments_BT), k_BSKH.shape[1]
 
     def part(name: str, own: slice, seen: int, place: jax.Array | int) -> jax.Array:
-        k, v, k_segments = (x[:, :seen] for x in keys)
+        keys = k_BSKH[:, :seen], v_BSKH[:, :seen], segments_BT[:, own], segments_BS[:, :seen]
         with jax.named_scope(name):  # the cost model tells by it how many blocks there are
-            return attend(q_BTNH[:, own], k, v, q_segments_BT[:, own], k_segments, q_offset=place * size)
+            return attend(q_BTNH[:, own], *keys, q_offset=place * size)
 
-    whole = k_BSKH.shape[1]
-    first = part(ZIGZAG[0], slice(size), whole // zigzag.PARTS, index)  # in the first half, whatever the shard
-    last = part(ZIGZAG[1], slice(size, None), whole, zigzag.PARTS * shards - 1 - index)
+    first = part(ZIGZAG[0], slice(size), length // zigzag.PARTS, index)  # in the first half, whatever the shard
+    last = part(ZIGZAG[1], slice(size, None), length, zigzag.PARTS * shards - 1 - index)
     return jnp.concatenate([first, last], axis=1)
 
 

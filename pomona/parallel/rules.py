@@ -87,9 +87,13 @@ def sum_over(value: Any, logical_axis: str) -> Any:
 
 def whole(weight: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
     """Inside `on_shards`: what `gather` gives outside. Its transpose scatters the gradient's sum over the shards."""
-    names, dimension = manual_axes("model"), list(axes).index("model")
-    weight = weight.astype(dtype)
-    return jax.lax.all_gather(weight, names, axis=dimension, tiled=True) if names else weight
+    return gathered(weight.astype(dtype), "model", list(axes).index("model"))
+
+
+def gathered(value: jax.Array, logical_axis: str, dimension: int) -> jax.Array:
+    """Inside `on_shards`: the shards of a logical axis side by side. Its transpose scatters the gradient's sum."""
+    names = manual_axes(logical_axis)
+    return jax.lax.all_gather(value, names, axis=dimension, tiled=True) if names else value
 
 
 def manual_axes(logical_axis: str) -> tuple[str, ...]:
