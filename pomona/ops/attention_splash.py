@@ -35,9 +35,9 @@ def attend(
     shards, size = S // T, min(block, T)
     if S % shards**2:
         raise UserError(
-            f"attention 'splash' with a sequence of {S} in {shards} shards.",
-            "the square of the number of shards divides the sequence: splash lays its mask out so.",
-            f"--mesh.seq N with N * N a divisor of {S}",
+            f"attention 'splash' over {S} keys in {shards} parts.",
+            "the square of the number of parts divides the keys: splash lays its mask out so.",
+            "a smaller --mesh.seq: each of its shards has two parts.",
         )
     sizes = splash.BlockSizes(
         block_q=size,
