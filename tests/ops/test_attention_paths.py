@@ -146,5 +146,5 @@ def test_cudnn_refuses_a_sharded_sequence():
 
 def test_splash_refuses_shards_whose_square_does_not_divide_the_sequence():
     q, k, v, segments = inputs(B=1, T=128, S=384, N=2, K=2, H=128)
-    with pytest.raises(UserError, match="384 in 3 shards"):
+    with pytest.raises(UserError, match="384 keys in 3 parts"):
         attention(q, k, v, segments[:, :128], segments, q_offset=128, implementation="splash")
