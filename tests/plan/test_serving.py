@@ -89,4 +89,4 @@ def test_both_programs_compile_for_a_slice():
         assert each.compiled.argument_bytes == pytest.approx(planned, rel=0.02)
         assert each.compiled.alias_bytes == pytest.approx(plan.cache_bytes, rel=0.02), "the cache is changed in place"
         assert each.compiled.temporary_bytes < 0.5 * planned and each.seconds > 0
-    assert read.seconds > decode.seconds
+        assert "cached_attention" in each.compiled.text
