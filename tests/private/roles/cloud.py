@@ -46,8 +46,9 @@ class Cloud:
 
 
 def free_ports(count):
-    """The first of so many ports in a row that nobody has."""
-    for first in range(20000 + os.getpid() % 10000, 60000, count):
+    """The first of so many ports in a row that nobody has; processes that were started one after the other look far
+    from each other, and below what the system gives to clients."""
+    for first in range(20000 + os.getpid() * 97 % 12000, 60000, count):
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
