@@ -7,8 +7,8 @@ Compiles forward and backward of the attention of AFM-on-device for one chip, an
 per-bundle utilization"). One row is a cycle and says how many of the units work. The share is busy cycles of the four
 matrix units over all cycles from the first product of a block to its last; `around_cycles` is the rest of the loop
 over blocks. Stalls while the chip runs are not in it. `pomona/plan/kernels.py` uses these numbers. Attention over a
-cache has the code for cached and for new columns one after the other; a block that has columns of one kind alone passes
-half of it.
+cache has the code for cached and for new columns one after the other; a block that has columns of one kind alone leaves
+out the other's.
 The last line is JSON.
 """
 

@@ -21,8 +21,8 @@ MATRIX_SHARE = {
 """Share of the matrix units' peak that a block's code reaches: their busy cycles over all cycles from the first product
 to the last, in the VLIW schedule that libtpu writes out; splash in blocks of 1024 x 1024, attention over a cache in
 those of a prompt, head dimension 128 (`make bench-kernel-cycles`). In a step, attention over a cache is taken at its
-bytes: 2048 columns take one of v5p's cores 0.9 us, and their code at most 2124 cycles, 1.2 us, of which a block passes
-about half where it has no new token."""
+bytes: 2048 columns take one of v5p's cores 0.9 us, and their code at most 2124 cycles, 1.2 us, of which a block
+without new tokens leaves out the part for them."""
 
 OTHER_CHIPS = {"splash_mha_fwd": 0.65, "splash_mha_dkv": 0.85, "cached_attention": 0.54}  # between the two
 

@@ -57,9 +57,9 @@ def test_every_recipe_plans_on_its_own_chips(capsys):
         assert planned[0]["chips"] == fleet.chips and planned[0]["stage"] == RECIPES[name]().stages[0].name
         assert len(planned) == len(RECIPES[name]().stages)
         for each in planned:
-            # The arithmetic is on the safe side: the server's core stage is over it, and compiles to 29.7 of 30.4 GiB.
+            # Every stage of the fleets fits; afm_85m on one GPU may have to be told how.
             assert each["fits"] or each["changes"], "what does not fit says what to change"
-            assert each["hbm_gib"] < 1.15 * each["hbm_limit_gib"] or fleet.chips == 1
+            assert each["fits"] or fleet.chips == 1
             assert all(change["fits"] for change in each["changes"])
 
 
